@@ -1,0 +1,1 @@
+"""The vocabulary and the machinery that every service shares; imports no service."""

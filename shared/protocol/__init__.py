@@ -1,0 +1,117 @@
+"""The wire protocol: frames, events, error codes, close codes. Pure, and the source of every other description.
+
+AsyncAPI, TypeScript types and the pages under ``docs/`` are generated from here. Adding an ephemeral event touches this
+package and ``edge/commands.py``; a durable one also the api's file of that concept and ``persister/projections.py``.
+"""
+
+from typing import Final
+
+from shared.protocol.codes import (
+    CLOSE_REASONS,
+    HTTP_STATUS,
+    MEANING,
+    RETRYABLE,
+    CloseCode,
+    ErrorCode,
+    may_reconnect,
+)
+from shared.protocol.commands import (
+    ATTACHMENTS_MAX,
+    BODY_CHARS_MAX,
+    COMMANDS,
+    FRAME_BYTES_MAX,
+    METADATA_BYTES_MAX,
+    AnyCommand,
+    AttachmentRef,
+    Auth,
+    Ping,
+    SendMessage,
+    StartTyping,
+    StopTyping,
+    SubscribeThread,
+    UnsubscribeThread,
+)
+from shared.protocol.frames import (
+    Ack,
+    AnyFrame,
+    CaughtUp,
+    Detail,
+    Error,
+    Features,
+    Hello,
+    LastMessage,
+    Limits,
+    Message,
+    NewMessage,
+    Participant,
+    Pong,
+    Quota,
+    RateLimit,
+    ServerDraining,
+    Thread,
+    ThreadActivity,
+    ThreadArchived,
+    ThreadCreated,
+    ThreadUpdated,
+    TypingActive,
+)
+from shared.protocol.parsing import FrameError, check_content, find_unstorable, parse_command
+
+SUBPROTOCOL: Final = "messaging.v1.json"
+PATH: Final = "/ws/messaging"
+TYPING_EXPIRES_MS: Final = 6_000
+TYPING_REFRESH_S: Final = 3.0
+
+__all__ = [
+    "ATTACHMENTS_MAX",
+    "BODY_CHARS_MAX",
+    "CLOSE_REASONS",
+    "COMMANDS",
+    "FRAME_BYTES_MAX",
+    "HTTP_STATUS",
+    "MEANING",
+    "METADATA_BYTES_MAX",
+    "PATH",
+    "RETRYABLE",
+    "SUBPROTOCOL",
+    "TYPING_EXPIRES_MS",
+    "TYPING_REFRESH_S",
+    "Ack",
+    "AnyCommand",
+    "AnyFrame",
+    "AttachmentRef",
+    "Auth",
+    "CaughtUp",
+    "CloseCode",
+    "Detail",
+    "Error",
+    "ErrorCode",
+    "Features",
+    "FrameError",
+    "Hello",
+    "LastMessage",
+    "Limits",
+    "Message",
+    "NewMessage",
+    "Participant",
+    "Ping",
+    "Pong",
+    "Quota",
+    "RateLimit",
+    "SendMessage",
+    "ServerDraining",
+    "StartTyping",
+    "StopTyping",
+    "SubscribeThread",
+    "Thread",
+    "ThreadActivity",
+    "ThreadArchived",
+    "ThreadCreated",
+    "ThreadUpdated",
+    "TypingActive",
+    "UnsubscribeThread",
+    "check_content",
+    "find_unstorable",
+    "may_reconnect",
+    "parse_command",
+]
