@@ -1,0 +1,1 @@
+"""What tests share: real servers as fixtures, and waiting without sleeping."""
