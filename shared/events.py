@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from shared.cursors import cursor_suffix
-from shared.identity import ThreadId
+from shared.identity import ThreadId, content_digest
 
 _NEW_MESSAGE_PREFIX: Final = b'{"type":"message.new"'
 _NEW_MESSAGE_CONSTANTS: Final = (
@@ -76,6 +76,14 @@ def decode_event(payload: bytes) -> AnyThreadEvent:
         msgspec.DecodeError: Not one of ours (``msgspec.ValidationError`` is one of them): poison for a consumer.
     """
     return _DECODER.decode(payload)
+
+
+def digest_of(event: MessageNew) -> bytes:
+    """Return ``identity.content_digest`` of a message as it was first sent."""
+    attachments = [
+        str(item.get("clip_id") or item.get("upload_id") or "") for item in event.attachments
+    ]
+    return content_digest(event.body, attachments, event.reply_to, event.metadata)
 
 
 def frame_of(payload: bytes, seq: int, prev_seq: int, suffix: bytes) -> bytes:

@@ -21,10 +21,12 @@ from typing_extensions import override
 from shared.errors import ConfigurationError
 
 SECRET_BYTES_MIN: Final = 32
+_PREFIX: Final = "MESSAGING_"
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECRETS: Final = ("JWT_SECRET", "DATABASE_URL", "DATABASE_POSTGRES_PASSWORD", "NATS_URL")
-_WEAK: Final = frozenset({"secret", "changeme", "password", "change-me", "your-secret-key"})
+_WEAK: Final = ("secret", "password", "changeme", "change-me", "change_me", "replace", "example")
+_DISTINCT_MIN: Final = 8
 
 
 def parse_duration(text: object) -> float:
@@ -122,7 +124,7 @@ class Settings(BaseSettings):
     messaging_streams: int = Field(
         1, ge=1, le=256, description="Message streams that share the 256 shards."
     )
-    messaging_replicas: Literal[1, 3, 5] = Field(
+    messaging_replicas: Annotated[Literal[1, 3, 5], BeforeValidator(int)] = Field(
         1, description="Copies of every stream in the NATS cluster."
     )
     messaging_log_bytes: int = Field(
@@ -134,19 +136,17 @@ class Settings(BaseSettings):
         "",
         description="Names of durable consumers on EVENTS to provide for platform services, by commas.",
     )
-    messaging_log_age: Seconds = Field(
-        259_200.0, description="How long the log keeps events (72h)."
-    )
+    messaging_log_age: Seconds = Field(259_200.0, description="How long the log keeps events.")
     messaging_dedupe_window: Seconds = Field(
-        300.0, description="How long the log knows message ids (5m)."
+        300.0, description="How long the log knows message ids."
     )
-    messaging_hold_expiry: Seconds = Field(60.0, description="How long a quota hold lasts (60s).")
+    messaging_hold_expiry: Seconds = Field(60.0, description="How long a quota hold lasts.")
     messaging_publish_budget: Seconds = Field(
         20.0,
-        description="How long a publish is retried before the sender hears 'unavailable' (20s).",
+        description="How long a publish is retried before the sender hears 'unavailable'.",
     )
     messaging_node_lease: Seconds = Field(
-        10.0, description="How long a silent node counts as alive (10s)."
+        10.0, description="How long a silent node counts as alive."
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="Least level logged."
@@ -241,25 +241,29 @@ def require_secret(settings: Settings) -> str:
         ConfigurationError: It is missing or unsafe. There is no default, not even in development.
     """
     secret = settings.jwt_secret
-    if len(secret.encode()) < SECRET_BYTES_MIN or secret.lower() in _WEAK:
+    # A placeholder out of a template is long enough and known to everybody.
+    is_known = len(set(secret)) < _DISTINCT_MIN or any(word in secret.lower() for word in _WEAK)
+    if len(secret.encode()) < SECRET_BYTES_MIN or is_known:
         example = secrets.token_urlsafe(48)
         raise ConfigurationError(
-            f"JWT_SECRET is missing or shorter than {SECRET_BYTES_MIN} bytes. Set it to a random text, for example "
-            f"JWT_SECRET={example}, or let `./run init` write a .env with fresh secrets."
+            f"JWT_SECRET is missing, shorter than {SECRET_BYTES_MIN} bytes or easily guessed. Set it to a random text, "
+            f"for example JWT_SECRET={example}, or let `./run init` write a .env with fresh secrets."
         )
     return secret
 
 
-def unknown_names(environment: Mapping[str, str]) -> list[str]:
-    """Return one sentence per ``MESSAGING_*`` variable that is no setting, with the nearest name."""
-    known = {name.upper() for name in Settings.model_fields}
+def unknown_names(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Return one sentence per ``MESSAGING_*`` variable (of this process) that is no setting, with the nearest name."""
+    environment = os.environ if environment is None else environment
+    known = {name.upper().removeprefix(_PREFIX): name.upper() for name in Settings.model_fields}
     sentences = []
     for name in sorted(environment):
-        if name.startswith("MESSAGING_") and name.removesuffix("_FILE") not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            sentences.append(
-                f"{name} is no setting" + (f"; did you mean {near[0]}?" if near else ".")
-            )
+        # The prefix that all share would make every name look near.
+        rest = name.removesuffix("_FILE").removeprefix(_PREFIX)
+        if name.startswith(_PREFIX) and rest not in known:
+            near = difflib.get_close_matches(rest, known, n=1)
+            hint = f"; did you mean {known[near[0]]}?" if near else "."
+            sentences.append(f"{name} is no setting{hint}")
     return sentences
 
 

@@ -7,7 +7,7 @@ thread id of ``*`` would read every thread. Token grammar: NATS ADR-6. Contract:
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from shared.errors import InvalidIdError
 from shared.identity import ThreadId, UserId
@@ -29,6 +29,7 @@ BUCKETS: Final = (ACCESS_BUCKET, USERS_BUCKET, STANDING_BUCKET, PRESENCE_BUCKET,
 
 PERSISTER_DURABLE: Final = "persister"
 ANALYTICS_DURABLE: Final = "analytics"
+API_DURABLE: Final = "api"
 
 SVC_MESSAGE_FIND: Final = "svc.message.find"
 SVC_MESSAGE_SEND: Final = "svc.message.send"
@@ -39,6 +40,8 @@ LIVE_PREFIX: Final = "live"
 MSG_PREFIX: Final = "msg"
 INVALIDATION_PREFIX: Final = "inv"
 """Buckets republish their entries here: what was stored, never what was refused."""
+SERVER_STATE: Final = "$SYS.REQ.SERVER.PING.VARZ"
+"""Each server of the cluster answers with its configuration; imported from the system account."""
 
 _TOKEN_ALPHABET: Final = frozenset(
     "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_-"
@@ -141,11 +144,25 @@ def inbox_prefix(role: str, node: str) -> str:
     return f"_INBOX_{_token(role)}.{_token(node)}"
 
 
-def permissions(role: str, streams: int) -> dict[str, list[str]]:
-    """Return what a role may publish and subscribe, as ``{"publish": […], "subscribe": […]}``.
+class Permissions(NamedTuple):
+    """What one role may do on the server. A subject that is both allowed and denied is denied."""
+
+    publish: Sequence[str]
+    subscribe: Sequence[str]
+    publish_denied: Sequence[str] = ()
+    answers: bool = False
+    """Whether the role may answer the requests it receives, once each, wherever the asker listens."""
+
+
+ROLES: Final = ("edge", "persister", "api", "analytics", "provision", "platform")
+
+
+def permissions(role: str, streams: int) -> Permissions:
+    """Return what a role may publish and subscribe when ``streams`` share the shards.
 
     Source of ``nats/authorization.conf``. Least rights: an edge can publish messages and read live, and can never
-    delete, purge, spoof ``live.>`` or read another role's inbox.
+    delete, purge, spoof ``live.>`` or read another role's inbox. A wildcard inside a token is none for NATS, so
+    streams are listed one by one.
 
     Raises:
         KeyError: An unknown role.
@@ -155,21 +172,22 @@ def permissions(role: str, streams: int) -> dict[str, list[str]]:
         "edge": _edge_permissions(names),
         "persister": _persister_permissions(names),
         "api": _api_permissions(names),
-        "analytics": _analytics_permissions(),
-        "provision": {
-            "publish": ["$JS.API.>", f"$KV.{STANDING_BUCKET}.>"],
-            "subscribe": ["_INBOX_provision.>"],
-        },
+        "analytics": Permissions(
+            publish=[SERVER_STATE, *_consume((EVENTS_STREAM,), ANALYTICS_DURABLE)],
+            subscribe=["_INBOX_analytics.>"],
+        ),
+        "provision": Permissions(
+            publish=["$JS.API.>", SERVER_STATE], subscribe=["_INBOX_provision.>"]
+        ),
         "platform": _platform_permissions(),
     }[role]
 
 
-ROLES: Final = ("edge", "persister", "api", "analytics", "provision", "platform")
-
-
-def _edge_permissions(names: Sequence[str]) -> dict[str, list[str]]:
-    return {
-        "publish": [
+def _edge_permissions(names: Sequence[str]) -> Permissions:
+    buckets = [bucket_stream(bucket) for bucket in BUCKETS]
+    return Permissions(
+        publish=[
+            SERVER_STATE,
             "msg.*.*",
             "eph.*.*",
             "rcpt.*.*.*",
@@ -177,14 +195,10 @@ def _edge_permissions(names: Sequence[str]) -> dict[str, list[str]]:
             "user.*",
             "svc.>",
             *(f"$KV.{bucket}.>" for bucket in (PRESENCE_BUCKET, NODES_BUCKET)),
-            *(f"$JS.API.STREAM.INFO.{name}" for name in names),
-            *(f"$JS.API.STREAM.MSG.GET.{name}" for name in names),
+            *_read((*names, RCPT_STREAM, RATE_STREAM, *buckets)),
             *(f"$JS.API.CONSUMER.INFO.{name}.{PERSISTER_DURABLE}" for name in names),
-            *_direct_get(
-                (*names, RCPT_STREAM, RATE_STREAM, *(bucket_stream(name) for name in BUCKETS))
-            ),
         ],
-        "subscribe": [
+        subscribe=[
             "live.*.*",
             "eph.*.*",
             "user.*",
@@ -192,74 +206,76 @@ def _edge_permissions(names: Sequence[str]) -> dict[str, list[str]]:
             "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.*",
             "_INBOX_edge.>",
         ],
-    }
+    )
 
 
-def _persister_permissions(names: Sequence[str]) -> dict[str, list[str]]:
-    return {
-        "publish": [
+def _persister_permissions(names: Sequence[str]) -> Permissions:
+    return Permissions(
+        publish=[
+            SERVER_STATE,
             *_consume((*names, RCPT_STREAM), PERSISTER_DURABLE),
-            *_direct_get((*names, RCPT_STREAM)),
+            *_read((*names, RCPT_STREAM)),
+            f"$JS.API.STREAM.INFO.{EVENTS_STREAM}",
             "eph.*.*",
             "user.*",
             "messaging.>",
         ],
-        "subscribe": ["_INBOX_persister.>"],
-    }
+        subscribe=["_INBOX_persister.>"],
+    )
 
 
-def _api_permissions(names: Sequence[str]) -> dict[str, list[str]]:
-    return {
-        "publish": [
+def _api_permissions(names: Sequence[str]) -> Permissions:
+    buckets = [bucket_stream(bucket) for bucket in BUCKETS]
+    return Permissions(
+        publish=[
+            SERVER_STATE,
             "msg.*.*",
             "eph.*.*",
             "rcpt.*.*.*",
             "rate.*.*",
             "user.*",
             "messaging.>",
+            "svc.>",
             "safety.message.check",
             *(f"$KV.{bucket}.>" for bucket in BUCKETS),
-            *(
-                f"$JS.API.STREAM.INFO.{name}"
-                for name in (*names, *(bucket_stream(name) for name in BUCKETS))
-            ),
-            *(f"$JS.API.STREAM.MSG.GET.{name}" for name in names),
+            *_read((*names, RCPT_STREAM, RATE_STREAM, *buckets)),
             *(f"$JS.API.CONSUMER.INFO.{name}.{PERSISTER_DURABLE}" for name in names),
-            *_consume((PLATFORM_STREAM,), "api"),
-            *_direct_get(
-                (*names, RCPT_STREAM, RATE_STREAM, *(bucket_stream(name) for name in BUCKETS))
-            ),
-            # Answers to the requests that this role serves.
-            "_INBOX_edge.>",
-            "_INBOX.>",
+            f"$JS.API.STREAM.INFO.{EVENTS_STREAM}",
+            *_consume((PLATFORM_STREAM,), API_DURABLE),
         ],
-        "subscribe": [
+        subscribe=[
             "svc.>",
             *(f"{INVALIDATION_PREFIX}.{bucket}.>" for bucket in BUCKETS),
             "_INBOX_api.>",
         ],
-    }
+        answers=True,
+    )
 
 
-def _analytics_permissions() -> dict[str, list[str]]:
-    return {
-        "publish": _consume((EVENTS_STREAM,), ANALYTICS_DURABLE),
-        "subscribe": ["_INBOX_analytics.>"],
-    }
-
-
-def _platform_permissions() -> dict[str, list[str]]:
-    return {
-        "publish": [
+def _platform_permissions() -> Permissions:
+    """Platform services pull from the consumers provided for them, under any name but our own one's."""
+    return Permissions(
+        publish=[
             "marketplace.>",
             "profile.>",
             "safety.user.>",
             SVC_MESSAGE_SEND,
-            f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS_STREAM}.platform-*",
-            "_INBOX_api.>",
+            *_pull(EVENTS_STREAM, "*"),
         ],
-        "subscribe": ["messaging.>", "safety.message.check", "_INBOX.>"],
-    }
+        subscribe=["messaging.>", "safety.message.check", "_INBOX.>"],
+        publish_denied=_pull(EVENTS_STREAM, ANALYTICS_DURABLE),
+        answers=True,
+    )
+
+
+def _pull(stream: str, durable: str) -> list[str]:
+    return [
+        f"$JS.API.CONSUMER.INFO.{stream}.{durable}",
+        f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}",
+        # Both generations of ack subjects: the longer one carries a domain and an account hash.
+        f"$JS.ACK.{stream}.{durable}.>",
+        f"$JS.ACK.*.*.{stream}.{durable}.>",
+    ]
 
 
 def _consume(streams: Sequence[str], durable: str) -> list[str]:
@@ -268,21 +284,22 @@ def _consume(streams: Sequence[str], durable: str) -> list[str]:
         for stream in streams
         for subject in (
             f"$JS.API.STREAM.INFO.{stream}",
-            f"$JS.API.CONSUMER.INFO.{stream}.{durable}",
-            f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{durable}",
             f"$JS.API.CONSUMER.RESET.{stream}.{durable}",
-            # Both generations of ack subjects: the longer one carries a domain and an account hash.
-            f"$JS.ACK.{stream}.{durable}.>",
-            f"$JS.ACK.*.*.{stream}.{durable}.>",
+            *_pull(stream, durable),
         )
     ]
 
 
-def _direct_get(streams: Sequence[str]) -> list[str]:
+def _read(streams: Sequence[str]) -> list[str]:
     return [
         subject
-        for name in streams
-        for subject in (f"$JS.API.DIRECT.GET.{name}", f"$JS.API.DIRECT.GET.{name}.>")
+        for stream in streams
+        for subject in (
+            f"$JS.API.STREAM.INFO.{stream}",
+            f"$JS.API.STREAM.MSG.GET.{stream}",
+            f"$JS.API.DIRECT.GET.{stream}",
+            f"$JS.API.DIRECT.GET.{stream}.>",
+        )
     ]
 
 

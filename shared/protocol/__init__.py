@@ -55,10 +55,19 @@ from shared.protocol.frames import (
     ThreadUpdated,
     TypingActive,
 )
-from shared.protocol.parsing import FrameError, check_content, find_unstorable, parse_command
+from shared.protocol.parsing import (
+    FrameError,
+    check_content,
+    find_unstorable,
+    parse_command,
+    parse_object,
+)
 
 SUBPROTOCOL: Final = "messaging.v1.json"
 PATH: Final = "/ws/messaging"
+SUBSCRIPTIONS_MAX: Final = 128
+"""Threads that one session may be subscribed to."""
+
 TYPING_EXPIRES_MS: Final = 6_000
 TYPING_REFRESH_S: Final = 3.0
 
@@ -74,6 +83,7 @@ __all__ = [
     "PATH",
     "RETRYABLE",
     "SUBPROTOCOL",
+    "SUBSCRIPTIONS_MAX",
     "TYPING_EXPIRES_MS",
     "TYPING_REFRESH_S",
     "Ack",
@@ -114,4 +124,5 @@ __all__ = [
     "find_unstorable",
     "may_reconnect",
     "parse_command",
+    "parse_object",
 ]

@@ -7,7 +7,7 @@ is read again, slowly, to name the problem: what PostgreSQL would refuse must be
 import json
 import math
 import re
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 import msgspec
 
@@ -25,9 +25,13 @@ from shared.protocol.commands import (
 )
 from shared.protocol.frames import Detail
 
+T = TypeVar("T")
+
 # An escape (NUL, surrogates) or a number outside a string. Texts may match too: that only costs the slow path.
 _UNUSUAL: Final = re.compile(rb"\\u|[:\[,]\s*-?[0-9]")
 _DECODER: Final[msgspec.json.Decoder[AnyCommand]] = msgspec.json.Decoder(AnyCommand)
+# A string (an unfinished one runs to the end: time stays linear) or a bracket.
+_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _PROBLEM: Final = re.compile(r"(?P<problem>.*?)(?: - at `(?P<path>.*)`)?", re.DOTALL)
 _DETAILS_MAX: Final = 10
 
@@ -45,7 +49,7 @@ class FrameError(LilithError):
 
 
 def parse_command(data: bytes) -> AnyCommand:
-    """Return the command in the bytes of one text frame.
+    """Return the command in the bytes of one text frame, which the WebSocket has checked to be UTF-8.
 
     Raises:
         FrameError: ``bad_frame``, ``unknown_type`` or ``invalid`` with the paths of its problems.
@@ -85,24 +89,46 @@ def check_content(
         raise FrameError(ErrorCode.INVALID, details, ref)
 
 
+def parse_object(data: bytes, shape: type[T]) -> T:
+    """Return a JSON object that came another way than the WebSocket (REST body, request), read as strictly as a frame.
+
+    Raises:
+        FrameError: ``bad_frame`` or ``invalid`` with the paths of its problems.
+    """
+    try:
+        value = _load(data)
+    except RecursionError as error:
+        details = [Detail("", f"is nested deeper than {NESTING_MAX}")]
+        raise FrameError(ErrorCode.INVALID, details) from error
+    if not isinstance(value, dict):
+        raise FrameError(ErrorCode.BAD_FRAME)
+    if details := find_unstorable(value):
+        raise FrameError(ErrorCode.INVALID, details)
+    try:
+        return msgspec.convert(value, shape)
+    except msgspec.ValidationError as error:
+        raise FrameError(ErrorCode.INVALID, [_detail(error)]) from error
+
+
 def find_unstorable(value: object) -> list[Detail]:
-    """Return the places of a decoded JSON value that cannot be stored: NUL, lone surrogates, numbers beyond
-    2^53, nesting beyond 8. REST bodies are checked by the same function."""  # noqa: D205, D209
+    """Return the places of a decoded JSON value that cannot be stored: at most ten of them.
+
+    NUL, lone surrogates, numbers beyond 2^53, nesting beyond 8.
+    """
     details: list[Detail] = []
     _walk(value, "", 1, details)
     return details[:_DETAILS_MAX]
 
 
 def _strict(data: bytes) -> AnyCommand:
-    value = _load(data)
+    try:
+        value = _load(data)
+    except RecursionError as error:
+        details = [Detail("", f"is nested deeper than {NESTING_MAX}")]
+        raise FrameError(ErrorCode.INVALID, details, _ref_of(_load(_flat(data)))) from error
     if not isinstance(value, dict):
         raise FrameError(ErrorCode.BAD_FRAME)
-    ref = value.get("ref")
-    ref = (
-        ref
-        if isinstance(ref, str) and len(ref) <= REF_CHARS_MAX and not find_unstorable(ref)
-        else None
-    )
+    ref = _ref_of(value)
     if details := find_unstorable(value):
         raise FrameError(ErrorCode.INVALID, details, ref)
     kind = value.get("type")
@@ -122,11 +148,29 @@ def _strict(data: bytes) -> AnyCommand:
 def _load(data: bytes) -> object:
     try:
         return json.loads(data.decode(), parse_constant=_refuse_constant, parse_int=_bounded_int)
-    except RecursionError as error:
-        details = [Detail("", f"is nested deeper than {NESTING_MAX}")]
-        raise FrameError(ErrorCode.INVALID, details) from error
     except ValueError as error:
         raise FrameError(ErrorCode.BAD_FRAME) from error
+
+
+def _flat(data: bytes) -> bytes:
+    """Return the frame with ``null`` for every nested value: what Python can read of one that is far too deep."""
+    depth, start, kept = 0, 0, []
+    for match in _BRACKET.finditer(data):
+        if match[0] in (b"[", b"{"):
+            depth += 1
+            if depth == 2:
+                kept.append(data[start : match.start()] + b"null")
+        elif match[0] in (b"]", b"}"):
+            depth -= 1
+            if depth == 1:
+                start = match.end()
+    return b"".join(kept) + (data[start:] if depth <= 1 else b"")
+
+
+def _ref_of(value: object) -> str | None:
+    ref = value.get("ref") if isinstance(value, dict) else None
+    valid = isinstance(ref, str) and len(ref) <= REF_CHARS_MAX and not find_unstorable(ref)
+    return ref if valid else None
 
 
 def _refuse_constant(name: str) -> NoReturn:
