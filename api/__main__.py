@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import logging
 import secrets
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from api.queries import outbox as outbox_queries
 from api.queries import users as user_queries
 from api.relay import Relay
 from api.services import Services
+from api.standing import Standing
 from api.users import SeenUsers
 from shared.auth import Verifier
 from shared.bus import Bus
@@ -28,6 +30,7 @@ from shared.provision import verify
 from shared.rate import Rate
 from shared.sending import Sender
 from shared.settings import Settings
+from shared.standing import StandingMirror
 from shared.subjects import inbox_prefix
 
 if TYPE_CHECKING:
@@ -81,6 +84,7 @@ def make_parts(settings: Settings, pool: "Pool", bus: Bus) -> Parts:
     metrics = ApiMetrics(importlib.metadata.version("lilith-messaging"))
     metrics.nats_connected.set_function(lambda: float(bus.connected))
     bus.on_reconnect.append(metrics.nats_reconnects.inc)
+    mirror = StandingMirror(bus, bus, clock=time.monotonic, metrics=metrics.standing)
     relay = Relay(bus, pool)
     outbox = Outbox(
         pool, outbox_queries.OUTBOX, relay.publish, name=SERVICE, metrics=metrics.outbox
@@ -96,6 +100,7 @@ def make_parts(settings: Settings, pool: "Pool", bus: Bus) -> Parts:
         verifier=Verifier(settings, may_fetch=True),
         metrics=metrics,
         seen=SeenUsers(pool, outbox),
+        standing=Standing(bus, pool, mirror, kept_s=settings.revocation_kept_s),
     )
 
 
@@ -120,6 +125,7 @@ async def _serve(life: Lifecycle, parts: Parts) -> None:
         tasks.create_task(parts.sender.run(drained), name="sender")
         tasks.create_task(parts.outbox.run(drained), name="relay")
         tasks.create_task(parts.verifier.run(drained), name="keys")
+        tasks.create_task(parts.standing.run(drained), name="standing")
         tasks.create_task(_watch_database(parts.pool, watch, drained), name="watch")
         tasks.create_task(_forget_old_keys(parts.pool, drained), name="forget")
         subscriptions = Services(parts).serve()

@@ -10,19 +10,32 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from api import documents, me, members, messages, threads
-from api.dependencies import Parts, caller, known_parameters
+from api import (
+    admin,
+    changes,
+    documents,
+    me,
+    members,
+    message_changes,
+    messages,
+    sessions,
+    sync,
+    threads,
+)
+from api.admin import SetBan
+from api.dependencies import Parts, caller, known_parameters, welcome
 from api.door import Door
 from api.limits import limited
+from api.message_changes import EditMessage
 from api.openapi import openapi_of
 from api.problems import ProblemError, answer_problem
-from api.thread_bodies import CreateThread, PatchThread, ReplaceThread
+from api.thread_bodies import AddMember, CreateThread, PatchThread, ReplaceThread
 from shared.health import Checks, health_app
 from shared.protocol import FrameError
 
 PREFIX: Final = "/api"
 ALIAS: Final = "/api/v1"
-_BODIES: Final = (CreateThread, ReplaceThread, PatchThread)
+_BODIES: Final = (CreateThread, ReplaceThread, PatchThread, AddMember, EditMessage, SetBan)
 
 
 def create_app(parts: Parts, checks: Checks) -> FastAPI:
@@ -45,9 +58,19 @@ def create_app(parts: Parts, checks: Checks) -> FastAPI:
 def create_routes() -> FastAPI:
     """Return the application without its door: enough for its OpenAPI document, and needing nothing."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    # Who asks, before anything is said about the request; then the limit, then the parameters.
-    checks = [Depends(caller), Depends(limited), Depends(known_parameters)]
-    for module in (threads, members, messages, me):
+    # Who asks and whether they may, before anything is said about the request; then the limit, then the parameters.
+    checks = [Depends(caller), Depends(welcome), Depends(limited), Depends(known_parameters)]
+    for module in (
+        threads,
+        changes,
+        members,
+        messages,
+        message_changes,
+        me,
+        sync,
+        sessions,
+        admin,
+    ):
         app.include_router(module.router, prefix=PREFIX, dependencies=checks)
         app.include_router(
             module.router, prefix=ALIAS, dependencies=checks, include_in_schema=False

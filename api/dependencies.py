@@ -24,12 +24,14 @@ from shared.protocol import ErrorCode, parse_object
 from shared.rate import Rate
 from shared.sending import Sender
 from shared.settings import Settings
+from shared.standing import Verdict
 
 if TYPE_CHECKING:
     import asyncpg
     from asyncpg.pool import PoolAcquireContext, PoolConnectionProxy
 
     from api.limits import ReadLimit
+    from api.standing import Standing
     from api.users import SeenUsers
 
     Pool = asyncpg.Pool[asyncpg.Record]
@@ -40,6 +42,9 @@ BODY_BYTES_MAX: Final = 1024 * 1024
 
 POOL_WAIT_S: Final = 3.0
 """With every connection busy for this long, a request is better answered with ``unavailable``."""
+
+OPEN_TO_BANNED: Final = frozenset({"me_get"})
+"""Operations that a banned user may ask for."""
 
 _JSON_TYPES: Final = frozenset({"", "application/json", "application/merge-patch+json"})
 _Body = TypeVar("_Body")
@@ -59,6 +64,7 @@ class Parts:
     verifier: Verifier
     metrics: ApiMetrics
     seen: "SeenUsers"
+    standing: "Standing"
 
     def connection(self) -> "PoolAcquireContext[asyncpg.Record]":
         """Return a connection of the pool, to be used in ``async with``; waiting for one is bounded."""
@@ -97,12 +103,34 @@ async def caller(request: Request) -> Identity:
     except TokenError as error:
         challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
         raise ProblemError(ErrorCode.UNAUTHORIZED, headers=challenge) from error
+    verdict = await parts.standing.verdict(identity)
+    if verdict is Verdict.REVOKED:
+        challenge = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+        raise ProblemError(ErrorCode.UNAUTHORIZED, "The token was revoked.", headers=challenge)
+    request.scope["state"]["verdict"] = verdict
     await parts.seen.note(identity)
     return identity
 
 
 Caller = Annotated[Identity, Depends(caller)]
 """What a route takes that needs to know who asks: all of them do."""
+
+
+async def welcome(request: Request, identity: Caller) -> None:
+    """Refuse whoever is banned or deactivated, everywhere but at ``GET /api/me``, which tells them so.
+
+    Raises:
+        ProblemError: ``banned``.
+    """
+    del identity  # Asked for because ``caller`` finds the verdict.
+    route = cast("APIRoute", request.scope["route"])
+    if verdict_of(request) is not None and route.operation_id not in OPEN_TO_BANNED:
+        raise ProblemError(ErrorCode.BANNED)
+
+
+def verdict_of(request: Request) -> Verdict | None:
+    """Return why the caller may not use the interface, None for most; known once ``caller`` has let them pass."""
+    return cast("Verdict | None", request.scope["state"]["verdict"])
 
 
 async def known_parameters(request: Request) -> None:

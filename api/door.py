@@ -30,7 +30,8 @@ _REQUEST_HEADERS: Final = (
     " traceparent"
 )
 _EXPOSED_HEADERS: Final = (
-    "ETag, Location, Idempotency-Replayed, RateLimit, RateLimit-Policy, Retry-After, X-Request-ID"
+    "ETag, Location, Idempotency-Replayed, Messaging-Cursor, RateLimit, RateLimit-Policy, Retry-After,"
+    " X-Request-ID"
 )
 _SECURITY_HEADERS: Final = (
     ("X-Content-Type-Options", "nosniff"),

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 from fastapi import Header
+from starlette.responses import Response
 
-from api.dependencies import Parts
+from api.dependencies import Parts, json_answer
 from api.problems import RETRY_AFTER_S, ProblemError, invalid
 from api.queries import idempotency as queries
 from shared.identity import UserId
@@ -43,6 +44,11 @@ class Replay(NamedTuple):
     status: int
     location: str
     body: bytes
+
+    def answer(self) -> Response:
+        """Return it again, and say so."""
+        headers = {"Location": self.location, REPLAYED_HEADER: "true"}
+        return json_answer(self.body, self.status, headers)
 
 
 @dataclass(frozen=True, slots=True)

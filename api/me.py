@@ -1,5 +1,6 @@
 """The asking user over REST."""
 
+from collections.abc import Mapping
 from typing import Final, cast
 
 import msgspec
@@ -7,23 +8,32 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.dependencies import Caller, Parts, json_answer, parts_of
-from api.openapi import Me, MeQuota, Role, described, problems
+from api.dependencies import Caller, Parts, json_answer, parts_of, verdict_of
+from api.openapi import Me, MeQuota, Role, UserStanding, described, problems
+from api.positions import Position, wait_for_position
 from api.queries import users as queries
+from api.sync import sync_position
 from shared.protocol import (
     ATTACHMENTS_MAX,
     BODY_CHARS_MAX,
     FRAME_BYTES_MAX,
     PATH,
     SUBSCRIPTIONS_MAX,
+    UNREAD_MAX,
     Features,
     Limits,
     RateLimit,
 )
 from shared.settings import Settings
+from shared.standing import Verdict
 
 router = APIRouter(tags=["me"])
 
+_STANDING: Final[Mapping[Verdict | None, UserStanding]] = {
+    None: "active",
+    Verdict.BANNED: "banned",
+    Verdict.DEACTIVATED: "deactivated",
+}
 _UNGATED: Final = MeQuota(gated=False, remaining=None, period_end=None)
 
 
@@ -33,24 +43,27 @@ _UNGATED: Final = MeQuota(gated=False, remaining=None, period_end=None)
     summary="Who the caller is, and what is true for them",
     responses={200: described(Me, "The asking user."), **problems()},
 )
-async def get_me(request: Request, identity: Caller) -> Response:
+async def get_me(request: Request, identity: Caller, position: Position = None) -> Response:
     """Return the caller's own view of themselves."""
     parts = parts_of(request)
+    await wait_for_position(parts, identity.user_id, position)
     async with parts.connection() as connection:
+        sync_cursor = (await sync_position(connection)).encode()
         row = await connection.fetchrow(queries.PROFILE, identity.user_id)
-        unread_total = await connection.fetchval(queries.UNREAD_TOTAL, identity.user_id)
+        unread_total = await connection.fetchval(queries.UNREAD_TOTAL, identity.user_id, UNREAD_MAX)
     me = Me(
         user_id=identity.user_id,
         name=row["name"] if row is not None else identity.name,
         avatar_url=row["avatar_url"] if row is not None else None,
         role=cast("Role", identity.role),
-        standing="active",
+        standing=_STANDING[verdict_of(request)],
         unread_total=unread_total,
         quota=_UNGATED,
         limits=_limits(parts.settings),
         features=_features(parts.settings),
         settings={},
         ws_url=_ws_url(parts, request),
+        sync_cursor=sync_cursor,
     )
     return json_answer(msgspec.json.encode(me))
 

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.access import access_of
 from api.dependencies import (
     Caller,
     Parts,
@@ -27,8 +28,6 @@ from api.paging import Paging, SeqRange, decode_seq_range
 from api.positions import Position, wait_for_position
 from api.problems import ProblemError, invalid, not_found
 from api.queries import messages as queries
-from api.queries import threads as thread_queries
-from shared.access import AccessEntry, Member
 from shared.cursors import SEQ_MAX, cursor_suffix
 from shared.errors import InvalidIdError
 from shared.identity import (
@@ -243,17 +242,7 @@ async def _quote_of(
 
 async def _check_access(parts: Parts, thread_id: ThreadId, user_id: UserId) -> None:
     async with parts.connection() as connection:
-        row = await connection.fetchrow(thread_queries.MEMBERSHIP, thread_id, user_id)
-    if row is None:
-        raise not_found()
-    entry = AccessEntry(
-        thread_id=thread_id,
-        revision=row["revision"],
-        kind=row["kind"],
-        owner_id=row["owner_id"],
-        archived=row["archived"],
-        members={user_id: Member(row["role"], "", row["visible_from"])},
-    )
+        entry, _member = await access_of(connection, thread_id, user_id)
     if (why := entry.why_not_send(user_id)) is not None:
         raise ProblemError(why)
 

@@ -19,9 +19,15 @@ from shared.protocol import (
     Features,
     Limits,
     Message,
+    MessageDeleted,
+    MessageUpdated,
+    NewMessage,
     Participant,
     SendMessage,
     Thread,
+    ThreadArchived,
+    ThreadMember,
+    ThreadUpdated,
 )
 
 TITLE: Final = "Lilith Messaging: REST"
@@ -38,11 +44,16 @@ _ABOUT: Final = (
 _TAGS: Final = [
     {"name": "threads", "description": "Conversations and their members."},
     {"name": "messages", "description": "History, and sending without a WebSocket."},
-    {"name": "me", "description": "The asking user."},
+    {"name": "me", "description": "The asking user, and what changed for them."},
+    {
+        "name": "admin",
+        "description": "For tokens with the role `admin`; everybody else gets `forbidden`.",
+    },
 ]
 # What every authenticated route may answer.
 _ALWAYS: Final = (
     ErrorCode.UNAUTHORIZED,
+    ErrorCode.BANNED,
     ErrorCode.TOO_LARGE,
     ErrorCode.INVALID,
     ErrorCode.RATE_LIMITED,
@@ -52,13 +63,15 @@ _ALWAYS: Final = (
 
 
 Role = Literal["client", "creator", "admin", "service"]
+UserStanding = Literal["active", "banned", "deactivated"]
 
 
 class ThreadList(msgspec.Struct, frozen=True):
-    """One page of threads."""
+    """One page of threads. ``sync_cursor`` is the first page's on all of them."""
 
     items: list[Thread]
     next_cursor: str | None
+    sync_cursor: str
 
 
 class ParticipantList(msgspec.Struct, frozen=True):
@@ -73,6 +86,49 @@ class MessageList(msgspec.Struct, frozen=True):
 
     items: list[Message]
     next_cursor: str | None
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """One version of a message; 1 is what was sent."""
+
+    version: int
+    body: str
+    edited_at: str
+    editor_id: str
+
+
+class EditList(msgspec.Struct, frozen=True):
+    """One page of the versions of a message."""
+
+    items: list[Edit]
+    next_cursor: str | None
+
+
+class ChangeList(msgspec.Struct, frozen=True):
+    """One page of what changed in a thread; ``cursor`` is where the thread ends."""
+
+    items: list[
+        NewMessage | MessageUpdated | MessageDeleted | ThreadUpdated | ThreadArchived | ThreadMember
+    ]
+    next_cursor: str | None
+    cursor: str
+
+
+class SyncItem(msgspec.Struct, frozen=True):
+    """A thread that changed for the asking user; ``removed``: it is theirs no longer."""
+
+    thread_id: str
+    cursor: str
+    unread: int
+    removed: bool
+
+
+class SyncList(msgspec.Struct, frozen=True):
+    """One page of the threads that changed."""
+
+    items: list[SyncItem]
+    next_cursor: str | None
+    cursor: str
 
 
 class ThreadWithMessages(Thread, frozen=True):
@@ -102,20 +158,35 @@ class Me(msgspec.Struct, frozen=True):
     name: str | None
     avatar_url: str | None
     role: Role
-    standing: Literal["active", "banned", "deactivated"]
+    standing: UserStanding
     unread_total: int
     quota: MeQuota
     limits: Limits
     features: Features
     settings: dict[str, Any]
     ws_url: str
+    sync_cursor: str
+
+
+class Ban(msgspec.Struct, frozen=True):
+    """A ban: until when (null: for ever), why, since when and by whom."""
+
+    user_id: str
+    until: str | None
+    reason: str | None
+    banned_at: str
+    banned_by: str
 
 
 _SHAPES: Final[tuple[type[msgspec.Struct], ...]] = (
+    Ban,
     ThreadList,
     ThreadWithMessages,
     ParticipantList,
     MessageList,
+    EditList,
+    ChangeList,
+    SyncList,
     SentMessage,
     SendMessage,
     Me,
@@ -128,9 +199,11 @@ def described(shape: type[msgspec.Struct], description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": _ref(shape)}}}
 
 
-def accepted(shape: type[msgspec.Struct], media_type: str = "application/json") -> dict[str, Any]:
+def accepted(
+    shape: type[msgspec.Struct], media_type: str = "application/json", *, required: bool = True
+) -> dict[str, Any]:
     """Return ``openapi_extra`` of a route whose body is this struct."""
-    return {"requestBody": {"required": True, "content": {media_type: {"schema": _ref(shape)}}}}
+    return {"requestBody": {"required": required, "content": {media_type: {"schema": _ref(shape)}}}}
 
 
 def problems(*codes: ErrorCode, has_tags: bool = False) -> dict[int | str, dict[str, Any]]:

@@ -21,6 +21,7 @@ _CURSOR_CHARS_MAX: Final = 256
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _KEY: Final = re.compile(r"(\d{1,17})\.([A-Za-z0-9_-]{1,64})")
+_VERSION: Final = re.compile(r"[1-9a-f][0-9a-f]{0,6}")
 _SEQS: Final = re.compile(r"([ab])\.([0-9a-f]{1,14})\.([0-9a-f]{1,14})")
 
 
@@ -90,6 +91,17 @@ def decode_seq_range(cursor: str) -> SeqRange:
     if after > SEQ_MAX or before > SEQ_MAX:
         raise _bad_cursor()
     return SeqRange(match[1] == "a", after, before)
+
+
+def decode_version(cursor: str) -> int:
+    """Return the version after which a page of a message's history begins.
+
+    Raises:
+        ProblemError: ``invalid``.
+    """
+    if _VERSION.fullmatch(cursor) is None:
+        raise _bad_cursor()
+    return int(cursor, 16)
 
 
 def _text(cursor: str) -> str:

@@ -4,8 +4,10 @@
 kind                    published as
 ======================  ================================================================================
 ``access``, ``user``    an entry of bucket ``access`` or ``users``; a lower revision never wins
+``standing``            an entry of bucket ``standing``, likewise
 ``event``               an event of the thread, on its own subject; its id keeps it from being stored twice
 ``created``             a ``thread.created`` frame to the feed of every member
+``feed``                a frame to the feed of one user
 ``messaging.*``         a domain event of that type, in stream ``EVENTS``
 ======================  ================================================================================
 
@@ -26,15 +28,24 @@ from shared.bus import Bus, KvConflictError, OutgoingMessage
 from shared.events import AnyThreadEvent, encode_event, timestamp
 from shared.identity import ThreadId, UserId, new_id
 from shared.outbox import OutboxRow, store_events
-from shared.subjects import ACCESS_BUCKET, USERS_BUCKET, msg_subject, user_subject
+from shared.standing import decode_standing
+from shared.subjects import (
+    ACCESS_BUCKET,
+    STANDING_BUCKET,
+    USERS_BUCKET,
+    msg_subject,
+    user_subject,
+)
 
 if TYPE_CHECKING:
     import asyncpg
 
 KIND_ACCESS: Final = "access"
 KIND_USER: Final = "user"
+KIND_STANDING: Final = "standing"
 KIND_EVENT: Final = "event"
 KIND_CREATED: Final = "created"
+KIND_FEED: Final = "feed"
 DOMAIN_PREFIX: Final = "messaging."
 THREAD_CREATED: Final = "messaging.thread.created"
 THREAD_ARCHIVED: Final = "messaging.thread.archived"
@@ -46,6 +57,16 @@ _CONFLICTS_MAX: Final = 20
 _CONFLICT_PAUSE_S: Final = 0.05
 
 _log = logging.getLogger(__name__)
+
+
+class ForOne(msgspec.Struct, frozen=True):
+    """A frame, and whose sessions get it."""
+
+    user_id: str
+    frame: msgspec.Raw
+
+
+_FOR_ONE: Final = msgspec.json.Decoder(ForOne)
 
 
 class Relay:
@@ -68,6 +89,8 @@ class Relay:
                 await put_entry(self._bus, ACCESS_BUCKET, row.subject, row.payload)
             elif row.kind == KIND_USER:
                 await put_entry(self._bus, USERS_BUCKET, row.subject, row.payload)
+            elif row.kind == KIND_STANDING:
+                await put_entry(self._bus, STANDING_BUCKET, row.subject, row.payload)
             elif row.kind == KIND_EVENT:
                 await self._bus.store(
                     msg_subject(ThreadId(row.subject)),
@@ -77,6 +100,10 @@ class Relay:
                 )
             elif row.kind == KIND_CREATED:
                 await self._tell_members(ThreadId(row.subject), row.payload)
+                told_feeds = True
+            elif row.kind == KIND_FEED:
+                told = _FOR_ONE.decode(row.payload)
+                self._bus.publish(user_subject(UserId(told.user_id)), bytes(told.frame))
                 told_feeds = True
             elif row.kind.startswith(DOMAIN_PREFIX):
                 domain.append(OutgoingMessage(row.kind, row.payload, row.message_id, EVENT_HEADERS))
@@ -94,8 +121,15 @@ class Relay:
             self._bus.publish(user_subject(UserId(user_id)), frame)
 
 
+_DECODERS: Final[dict[str, Callable[[bytes], Any]]] = {
+    ACCESS_BUCKET: decode_access,
+    USERS_BUCKET: decode_user,
+    STANDING_BUCKET: decode_standing,
+}
+
+
 async def put_entry(bus: Bus, bucket: str, key: str, value: bytes) -> bool:
-    """Write an entry of bucket ``access`` or ``users`` unless an equal or newer one is there.
+    """Write an entry of bucket ``access``, ``users`` or ``standing`` unless an equal or newer one is there.
 
     Returns:
         Whether it was written.
@@ -104,7 +138,7 @@ async def put_entry(bus: Bus, bucket: str, key: str, value: bytes) -> bool:
         KvConflictError: Lost against other writers again and again: try later.
         BusError: NATS did not answer.
     """
-    decode: Callable[[bytes], Any] = decode_access if bucket == ACCESS_BUCKET else decode_user
+    decode = _DECODERS[bucket]
     revision = decode(value).revision
     expected = 0
     for _ in range(_CONFLICTS_MAX):
@@ -125,6 +159,11 @@ async def put_entry(bus: Bus, bucket: str, key: str, value: bytes) -> bool:
 def event_row(event: AnyThreadEvent, event_id: str) -> tuple[str, str, bytes]:
     """Return kind, message id and payload of the row that publishes an event of a thread."""
     return KIND_EVENT, event_id, encode_event(event)
+
+
+def feed_row(user_id: UserId, frame: bytes) -> tuple[str, None, bytes]:
+    """Return kind, message id and payload of the row that brings a frame to every session of one user."""
+    return KIND_FEED, None, msgspec.json.encode(ForOne(user_id, msgspec.Raw(frame)))
 
 
 def domain_row(kind: str, subject: str, data: dict[str, Any]) -> tuple[str, str, bytes]:

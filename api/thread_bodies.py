@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from api.problems import ProblemError, invalid
 from api.thread_changes import NewThread, ThreadState
-from shared.access import MEMBERS_MAX
+from shared.access import MEMBERS_MAX, Role
 from shared.errors import InvalidIdError
 from shared.identity import UserId, user_id
 from shared.protocol import METADATA_BYTES_MAX, Detail, ErrorCode
@@ -83,6 +83,24 @@ class PatchThread(msgspec.Struct, frozen=True):
             metadata=metadata,
             archived=old.archived if self.archived is UNSET else bool(self.archived),
         )
+
+
+class AddMember(msgspec.Struct, frozen=True):
+    """Who is to be a member. ``owner`` hands the thread over; without a role a new member is a plain one."""
+
+    user_id: str
+    role: Role | None = None
+
+    def checked(self) -> UserId:
+        """Return the user's id.
+
+        Raises:
+            ProblemError: ``invalid``.
+        """
+        try:
+            return user_id(self.user_id)
+        except InvalidIdError as error:
+            raise invalid("/user_id", "is no user id") from error
 
 
 def merge_patch(target: object, patch: object) -> object:

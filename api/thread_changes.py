@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from api.access import access_of
 from api.problems import ProblemError, unavailable
 from api.queries import outbox as outbox_queries
 from api.queries import threads as queries
@@ -17,7 +18,7 @@ from shared.cursors import cursor_suffix
 from shared.events import ThreadArchived, ThreadChanged, timestamp
 from shared.identity import ThreadId, UserId, new_id
 from shared.outbox import NotRelayedError
-from shared.protocol import ErrorCode
+from shared.protocol import UNREAD_MAX, ErrorCode
 
 if TYPE_CHECKING:
     from api.dependencies import Connection, Parts
@@ -83,7 +84,7 @@ async def insert_thread(connection: "Connection", thread_id: ThreadId, new: NewT
     # Nobody has written or read here yet, so the owner's view of the new thread is everybody's.
     thread = await read_thread(connection, thread_id, new.owner_id)
     frame = f'{{"type":"thread.created","thread":{thread.body}}}'.encode()
-    await _queue(connection, thread_id, (KIND_CREATED, None, frame))
+    await queue(connection, thread_id, (KIND_CREATED, None, frame))
     data = {
         "thread_id": thread_id,
         "kind": new.kind,
@@ -91,7 +92,7 @@ async def insert_thread(connection: "Connection", thread_id: ThreadId, new: NewT
         "participants": members,
         "created_at": timestamp(created_at),
     }
-    await _queue(connection, thread_id, domain_row(THREAD_CREATED, thread_id, data))
+    await queue(connection, thread_id, domain_row(THREAD_CREATED, thread_id, data))
     return True
 
 
@@ -117,10 +118,10 @@ async def lock_thread(
     Raises:
         ProblemError: ``not_found``: not a member; ``forbidden``: a member who may not.
     """
-    row = await connection.fetchrow(queries.LOCK, thread_id, user_id)
-    if row is None:
-        raise ProblemError(ErrorCode.NOT_FOUND)
-    if row["kind"] != "direct" and row["role"] not in _WRITER_ROLES:
+    row = await connection.fetchrow(queries.LOCK, thread_id)
+    _entry, member = await access_of(connection, thread_id, user_id)
+    assert row is not None  # noqa: S101 - it has a member, and threads are never deleted
+    if row["kind"] != "direct" and member.role not in _WRITER_ROLES:
         raise ProblemError(ErrorCode.FORBIDDEN)
     metadata = msgspec.json.decode(row["metadata"], type=dict[str, Any])
     return LockedThread(ThreadState(row["title"], metadata, row["archived"]), row["revision"])
@@ -149,25 +150,25 @@ async def change_thread(
     if changed:
         event_id = new_id()
         updated = ThreadChanged(thread_id, event_id, at, by, changed)
-        await _queue(connection, thread_id, event_row(updated, event_id))
+        await queue(connection, thread_id, event_row(updated, event_id))
     if is_archived_now:
         event_id = new_id()
         archived = ThreadArchived(thread_id, event_id, at, by, "user")
-        await _queue(connection, thread_id, event_row(archived, event_id))
+        await queue(connection, thread_id, event_row(archived, event_id))
         data = {"thread_id": thread_id, "reason": "user", "by": by, "at": at}
-        await _queue(connection, thread_id, domain_row(THREAD_ARCHIVED, thread_id, data))
+        await queue(connection, thread_id, domain_row(THREAD_ARCHIVED, thread_id, data))
     return int(row["revision"])
 
 
-async def settle(parts: "Parts", thread_id: ThreadId) -> None:
-    """Return when everything that was committed about the thread has been told to the edges.
+async def settle(parts: "Parts", subject: ThreadId | UserId) -> None:
+    """Return when everything that was committed about the thread or user has been told to the edges.
 
     Raises:
         ProblemError: ``unavailable``: not within a second. The change is kept and will be told; the same request
             again finds it done.
     """
     async with parts.connection() as connection:
-        rows = await connection.fetch(outbox_queries.PENDING, thread_id)
+        rows = await connection.fetch(outbox_queries.PENDING, subject)
     if not rows:
         return
     try:
@@ -183,7 +184,7 @@ async def read_thread(connection: "Connection", thread_id: ThreadId, user_id: Us
         ProblemError: ``not_found``: not a member.
     """
     row = await connection.fetchrow(
-        queries.OBJECTS, user_id, [thread_id], [cursor_suffix(thread_id)]
+        queries.OBJECTS, user_id, [thread_id], [cursor_suffix(thread_id)], UNREAD_MAX
     )
     if row is None or row["objects"] is None:
         raise ProblemError(ErrorCode.NOT_FOUND)
@@ -209,9 +210,10 @@ def _changed(old: ThreadState, new: ThreadState) -> dict[str, Any]:
     return changed
 
 
-async def _queue(
+async def queue(
     connection: "Connection", thread_id: ThreadId, row: tuple[str, str | None, bytes]
 ) -> None:
+    """Leave a row in the outbox, under the thread's id: rows of one thread are published in their order."""
     kind, message_id, payload = row
     await connection.execute(outbox_queries.QUEUE, kind, thread_id, message_id, payload)
 

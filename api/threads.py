@@ -19,7 +19,7 @@ from api.dependencies import (
     read_bytes,
     thread_id_of,
 )
-from api.idempotency import REPLAYED_HEADER, Claim, KeyHeader, Replay, claim
+from api.idempotency import Claim, KeyHeader, Replay, claim
 from api.limits import counted
 from api.openapi import ThreadList, ThreadWithMessages, accepted, described, problems
 from api.paging import Paging, decode_key, encode_key
@@ -27,6 +27,7 @@ from api.positions import Position, wait_for_position
 from api.problems import ProblemError, invalid
 from api.queries import messages as message_queries
 from api.queries import threads as queries
+from api.sync import SyncPosition, sync_position
 from api.thread_bodies import CreateThread, PatchThread, ReplaceThread, check_metadata
 from api.thread_changes import (
     NewThread,
@@ -41,9 +42,9 @@ from api.thread_changes import (
 )
 from shared.auth import Identity
 from shared.cursors import cursor_suffix
-from shared.errors import InvalidIdError
+from shared.errors import InvalidCursorError, InvalidIdError
 from shared.identity import ThreadId, canonical_id, new_id
-from shared.protocol import ErrorCode, Thread, parse_object
+from shared.protocol import UNREAD_MAX, ErrorCode, Thread, parse_object
 
 LATEST_MESSAGES: Final = 50
 _QUERY_CHARS_MAX: Final = 200
@@ -71,6 +72,14 @@ class Filters(NamedTuple):
     text: str | None
 
 
+class _PageStart(NamedTuple):
+    """What a page begins behind, and the sync cursor of its listing."""
+
+    at: datetime
+    thread_id: str
+    sync_cursor: str
+
+
 def filters_of(
     *,
     archived: Annotated[bool, Query(description="Archived threads instead of the others.")] = False,
@@ -94,7 +103,10 @@ def filters_of(
     "/threads",
     operation_id="threads_list",
     summary="The caller's threads, by last activity",
-    responses={200: described(ThreadList, "One page."), **problems()},
+    responses={
+        200: described(ThreadList, "One page. `sync_cursor` is for `GET /api/sync`."),
+        **problems(),
+    },
 )
 async def list_threads(
     request: Request,
@@ -106,8 +118,10 @@ async def list_threads(
     """Return one page of the threads that the caller is a member of."""
     parts = parts_of(request)
     await wait_for_position(parts, identity.user_id, position)
-    before_at, before_id = (None, None) if page.cursor is None else _thread_key(page.cursor)
+    before = None if page.cursor is None else _thread_key(page.cursor)
     async with parts.connection() as connection:
+        # Before the rows, and of the first page for all: whatever changes meanwhile, the sync cursor is behind it.
+        sync_cursor = before.sync_cursor if before else (await sync_position(connection)).encode()
         rows = await connection.fetch(
             queries.PAGE,
             identity.user_id,
@@ -115,17 +129,23 @@ async def list_threads(
             filters.participant,
             filters.text,
             filters.unread,
-            before_at,
-            before_id,
+            before.at if before else None,
+            before.thread_id if before else None,
             page.limit + 1,
         )
         shown = [ThreadId(row["thread_id"].hex) for row in rows[: page.limit]]
         objects = await connection.fetchval(
-            queries.OBJECTS, identity.user_id, shown, [cursor_suffix(one) for one in shown]
+            queries.OBJECTS,
+            identity.user_id,
+            shown,
+            [cursor_suffix(one) for one in shown],
+            UNREAD_MAX,
         )
-    more = len(rows) > page.limit
-    next_cursor = encode_key(rows[page.limit - 1]["active_at"], shown[-1]) if more else None
-    return json_answer(json_list(objects or "", next_cursor))
+    next_cursor = None
+    if len(rows) > page.limit:
+        next_cursor = encode_key(rows[page.limit - 1]["active_at"], f"{shown[-1]}_{sync_cursor}")
+    listed = json_list(objects or "", next_cursor)
+    return json_answer(f'{listed[:-1]},"sync_cursor":"{sync_cursor}"}}')
 
 
 @router.post(
@@ -157,7 +177,7 @@ async def create_thread(
     claimed = await claim(parts, identity.user_id, "threads_create", idempotency_key, body)
     if isinstance(claimed, Replay):
         await settle(parts, ThreadId(claimed.location.rpartition("/")[2]))
-        return _replayed(claimed)
+        return claimed.answer()
     try:
         thread_id, status, thread = await _create(parts, new, claimed, prefix_of(request))
         await settle(parts, thread_id)
@@ -307,11 +327,12 @@ def _etag(revision: int) -> str:
     return f'"{revision}"'
 
 
-def _thread_key(cursor: str) -> tuple[datetime, str]:
+def _thread_key(cursor: str) -> _PageStart:
     at, name = decode_key(cursor)
+    thread_id, _, sync_cursor = name.partition("_")
     try:
-        return at, canonical_id(name)
-    except InvalidIdError as error:
+        return _PageStart(at, canonical_id(thread_id), SyncPosition.decode(sync_cursor).encode())
+    except (InvalidIdError, InvalidCursorError) as error:
         raise invalid("/cursor", "is not the next_cursor of a page of this list") from error
 
 
@@ -320,8 +341,3 @@ def _thread_answer(thread: ThreadText, status: int = 200, location: str = "") ->
     if location:
         headers["Location"] = location
     return json_answer(thread.body, status, headers)
-
-
-def _replayed(replay: Replay) -> Response:
-    headers = {"Location": replay.location, REPLAYED_HEADER: "true"}
-    return json_answer(replay.body, replay.status, headers)

@@ -134,6 +134,10 @@ class Chat:
         self._typists: dict[str, asyncio.TimerHandle] = {}
         self._typed_at = 0.0
         self._telling: asyncio.Task[None] | None = None  # Held, or it may be collected.
+        self._own_seq = 0
+        self._seen_seq = 0
+        self._marking: asyncio.Task[None] | None = None
+        self._read: dict[str, int] = {}
         screen.on_typing = self._typing
 
     async def run(self, other: str) -> int:
@@ -164,7 +168,9 @@ class Chat:
         for message in thread["messages"][-HISTORY:]:
             self._show(message, mark="")
         after = Position(thread["cursor"], thread["last_seq"])
-        await self._client.subscribe(self._thread_id, after=after)
+        subscribed = await self._client.subscribe(self._thread_id, after=after)
+        for member in subscribed.participants:
+            self._note_read(member["user_id"], member["read_seq"])
         self._screen.note(f"you are {self._user}, talking with {other}; Ctrl+D leaves")
 
     async def _watch(self) -> None:
@@ -198,6 +204,12 @@ class Chat:
                 self._end_typing(data["user_id"])
                 if data["active"]:
                     self._begin_typing(data["user_id"], data["expires_in_ms"] / 1000)
+            case "message.updated":
+                self._screen.note(f"a message was changed: {printable(data['body'])}")
+            case "message.deleted":
+                self._screen.note("a message was deleted")
+            case "message.read":
+                self._note_read(data["user_id"], data["seq"])
             case "thread.archived":
                 self._screen.note("this conversation was archived")
             case _:
@@ -226,7 +238,7 @@ class Chat:
         else:
             await self._ask_name(self._user)
             own = {"message_id": sent.message_id, "sender_id": self._user, "body": line}
-            self._show({**own, "sent_at": sent.sent_at})
+            self._show({**own, "sent_at": sent.sent_at, "seq": sent.seq})
 
     def _show(self, message: dict[str, Any], *, mark: str = "  ✓ sent") -> None:
         """Print a message once; one's own, which the ack and the thread both bring, with its mark."""
@@ -239,7 +251,39 @@ class Chat:
         sender = message["sender_id"]
         own = mark if sender == self._user else ""
         name = self._names.get(sender) or printable(sender)
-        self._screen.show(f"{at} {name}: {printable(message['body'])}{own}")
+        body = "(deleted)" if message.get("deleted_at") else printable(message["body"])
+        self._screen.show(f"{at} {name}: {body}{own}")
+        if sender == self._user:
+            self._own_seq = max(self._own_seq, message["seq"])
+            self._show_status()
+        else:
+            # Whoever writes has read what came before.
+            self._note_read(sender, message["seq"])
+            self._mark_read(message["seq"])
+
+    def _mark_read(self, seq: int) -> None:
+        """Tell the others, at most once a second, that what is on the screen was read."""
+        self._seen_seq = max(self._seen_seq, seq)
+        hello = self._client.hello
+        if hello is None or not hello.features.get("receipts"):
+            return
+        if self._marking is None or self._marking.done():
+            self._marking = asyncio.create_task(self._say_read())
+
+    async def _say_read(self) -> None:
+        marked = 0
+        # The answer to a mark that follows another one takes the rest of its second.
+        while marked < self._seen_seq:
+            marked = self._seen_seq
+            try:
+                await self._client.mark_read(self._thread_id, seq=marked)
+            except ClientError:
+                return  # The next message includes this one.
+
+    def _note_read(self, user_id: str, seq: int) -> None:
+        if user_id != self._user:
+            self._read[user_id] = max(self._read.get(user_id, 0), seq)
+            self._show_status()
 
     def _typing(self) -> None:
         """Tell the other side, at most every few seconds, that something is being typed."""
@@ -270,6 +314,11 @@ class Chat:
         parts = [f"{self._names.get(user_id, user_id)} is typing…" for user_id in self._typists]
         if self._sending:
             parts.append(f"sending {len(self._sending)}…")
+        elif readers := [
+            user_id for user_id, seq in self._read.items() if seq >= self._own_seq > 0
+        ]:
+            names = ", ".join(self._names.get(user_id, user_id) for user_id in readers)
+            parts.append(f"✓✓ read by {names}")
         self._screen.status(", ".join(parts))
 
 

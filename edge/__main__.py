@@ -14,8 +14,13 @@ from edge.feeds import Feeds
 from edge.gateway import Gateway
 from edge.handshake import Rules
 from edge.introductions import Introductions
+from edge.log import ThreadLog
 from edge.node import Node
 from edge.outbound import Flusher
+from edge.receipts import Marks
+from edge.replay import Replays
+from edge.standing import Standing
+from edge.tails import TailChecks
 from edge.threads import Threads
 from edge.typists import Typists
 from shared.auth import Verifier
@@ -28,6 +33,7 @@ from shared.provision import verify
 from shared.rate import Rate
 from shared.sending import Sender
 from shared.settings import Settings
+from shared.standing import StandingMirror
 from shared.subjects import inbox_prefix
 
 SERVICE: Final = "edge"
@@ -88,22 +94,27 @@ def make_node(
     """Put the parts of one edge together."""
     loop = asyncio.get_running_loop()
     directory = Directory(buses.fabric, buses.live, clock=loop.time, lookups=metrics.lookups)
-    threads = Threads(
-        buses.fabric,
-        buses.live,
-        streams=settings.messaging_streams,
-        spawn=background.spawn,
-        metrics=metrics,
-    )
+    log = ThreadLog(buses.fabric, streams=settings.messaging_streams)
+    replays = Replays(log, spawn=background.spawn, metrics=metrics)
+    threads = Threads(log, buses.live, replays, spawn=background.spawn, metrics=metrics)
+    threads.on_left.append(directory.forget_member)
     directory.threads.on_change.append(threads.revoke)
     feeds = Feeds(buses.live, metrics)
+    feeds.on_position.append(threads.note)
     metrics.threads.set_function(lambda: len(threads))
     metrics.sessions.set_function(lambda: len(feeds))
+    mirror = StandingMirror(buses.fabric, buses.live, clock=loop.time, metrics=metrics.standing)
     return Node(
         name=name,
         settings=settings,
         metrics=metrics,
         verifier=verifier,
+        standing=Standing(
+            mirror,
+            guests_of=feeds.sessions_of,
+            wall=time.time,
+            kept_s=settings.revocation_kept_s,
+        ),
         fabric=buses.fabric,
         directory=directory,
         received={
@@ -111,8 +122,18 @@ def make_node(
         },
         introductions=Introductions(buses.fabric, directory, background.spawn),
         threads=threads,
+        tails=TailChecks(
+            threads,
+            log,
+            buses.live,
+            spawn=background.spawn,
+            metrics=metrics,
+            replicas_lag=settings.messaging_replicas > 1,
+        ),
+        replays=replays,
         feeds=feeds,
         typists=Typists(),
+        marks=Marks(buses.fabric, spawn=background.spawn, metrics=metrics),
         sender=Sender(buses.fabric, settings, metrics=metrics.sending),
         rate=Rate(buses.fabric, settings, metrics=metrics.sending),
         flusher=Flusher(loop.call_soon),
@@ -139,18 +160,23 @@ async def _serve(life: Lifecycle, node: Node, buses: Buses) -> None:
         lambda: {
             "nats": all(bus.connected for bus in buses),
             "gateway": gateway.is_ready,
+            "standing": node.standing.is_confirmed,
             "running": not life.stop.is_set(),
         },
         node.metrics.registry,
     )
     await node.directory.start()
     await node.sender.prepare()
+    await node.standing.start()
     await gateway.start()
     drained = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(health.run(drained), name="health")
         tasks.create_task(node.sender.run(drained), name="sender")
         tasks.create_task(node.verifier.run(drained), name="keys")
+        tasks.create_task(node.tails.run(drained), name="tails")
+        tasks.create_task(node.standing.run(drained), name="standing")
+        tasks.create_task(node.directory.run(node.threads.attached, drained), name="directory")
         await gateway.run(life.stop)
         node.feeds.close()
         drained.set()

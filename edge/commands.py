@@ -9,6 +9,7 @@ from typing import assert_never
 import msgspec
 
 from edge.access import Work, with_thread
+from edge.marking import mark_read
 from edge.sends import send_message
 from edge.session import Session, expiry
 from edge.subscribing import subscribe_thread
@@ -24,6 +25,7 @@ from shared.protocol import (
     Auth,
     CloseCode,
     ErrorCode,
+    MarkRead,
     Ping,
     Pong,
     SendMessage,
@@ -41,6 +43,8 @@ def execute(session: Session, command: AnyCommand) -> Work | None:
     match command:
         case SendMessage():
             return send_message(session, command)
+        case MarkRead():
+            return mark_read(session, command)
         case StartTyping() | StopTyping():
             return show_typing(session, command)
         case SubscribeThread():
@@ -65,6 +69,9 @@ def renew_token(session: Session, command: Auth) -> None:
         return
     if identity.user_id != session.user_id:
         session.close(CloseCode.TOKEN_INVALID)
+        return
+    if session.node.standing.why_closed(identity) is not None:
+        session.fail(ErrorCode.UNAUTHORIZED, command.ref)
         return
     session.renew(identity)
     ref = command.ref

@@ -6,6 +6,7 @@ through it: they come encoded, once for all sessions, and go to the outbound que
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from typing_extensions import override
@@ -18,12 +19,14 @@ from edge.handshake import (
     HandshakeProtocol,
     Refusal,
     check_request,
+    check_standing,
     check_token,
     problem,
 )
 from edge.node import Node
 from edge.outbound import PING_FRAME, OutboundQueue, payload_of
 from edge.session import HEARTBEAT_S, Execute, Session
+from shared.auth import Identity
 from shared.protocol import CLOSE_REASONS, CloseCode, ErrorCode
 
 HANDSHAKE_S: Final = 5.0
@@ -99,10 +102,7 @@ class Connection(asyncio.Protocol):
             if isinstance(event, Request):
                 self._shake_hands(event)
             elif isinstance(event, Frame):
-                if self._inbox or not self._is_reading:
-                    self._inbox.append(event)
-                else:
-                    self._take(event)
+                self._take_or_keep(event)
         self._write_protocol()
 
     @override
@@ -145,6 +145,15 @@ class Connection(asyncio.Protocol):
             frame = self._compressed(frame)
         self._queue.push_ephemeral(frame)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether less than half of the outbound queue is taken."""
+        return self._queue.has_room
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the outbound queue has been written or given up."""
+        self._queue.when_room(callback)
+
     def close(self, code: CloseCode) -> None:
         """Close with this code, after what is queued; a slow session loses its queue instead."""
         if self._closing_at is not None:
@@ -159,7 +168,7 @@ class Connection(asyncio.Protocol):
         )
 
     def read_on(self) -> None:
-        """Read again, once the caller is done, if reading was paused."""
+        """Read again, once the caller is done, if reading was paused and may go on."""
         if not self._is_reading:
             asyncio.get_running_loop().call_soon(self._empty_inbox)
 
@@ -209,6 +218,8 @@ class Connection(asyncio.Protocol):
         response = problem(refusal) if refusal is not None else protocol.accept(request)
         if response.status_code == 101:
             found = check_token(request, node.verifier)
+            if isinstance(found, Identity):
+                found = check_standing(found, node.standing)
             if isinstance(found, Refusal):
                 response = problem(found)
             else:
@@ -224,6 +235,15 @@ class Connection(asyncio.Protocol):
         self.session = Session(node, self, self._execute)
         if identity is not None:
             self.session.begin(identity)
+
+    def _take_or_keep(self, frame: Frame) -> None:
+        session = self.session
+        assert session is not None, "frames come after the handshake"  # noqa: S101
+        if self._is_reading and not self._inbox and not session.is_saturated:
+            self._take(frame)
+            return
+        self._inbox.append(frame)
+        self._stop_reading()
 
     def _take(self, frame: Frame) -> None:
         opcode = frame.opcode
@@ -248,7 +268,11 @@ class Connection(asyncio.Protocol):
             self.close(CloseCode.INVALID_DATA)
             return
         session.receive(text)
-        if session.is_saturated and self._is_reading and self._closing_at is None:
+        if session.is_saturated:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        if self._is_reading and self._closing_at is None:
             self._is_reading = False
             self._transport.pause_reading()
 

@@ -1,18 +1,21 @@
 """What an edge knows of threads and users: entries of two NATS buckets, cached, overwritten when the api writes anew.
 
-An entry is trusted for 60 seconds and told about changes in between. That a thread or user does not exist is never
-remembered: it may be made at any moment, and then it must be seen at once.
+An entry is trusted for 60 seconds and told about changes in between. Announcements may be lost around a leader change
+or a reconnect, so what is in use is compared with the buckets then, and every minute: a member whose removal was not
+heard is put out even where nobody asks for the entry. That a thread or user does not exist is never remembered: it may
+be made at any moment, and then it must be seen at once.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
 
 from shared.access import AccessEntry, UserEntry, decode_access, decode_user
-from shared.bus import Bus, Subscription
+from shared.bus import Bus, BusError, Subscription
 from shared.identity import ThreadId, UserId
 from shared.metrics import TallyGroup
 from shared.subjects import (
@@ -21,10 +24,17 @@ from shared.subjects import (
     bucket_stream,
     bucket_subject,
     invalidation_subject,
+    leader_elected_subject,
 )
 
 ENTRIES_MAX: Final = 100_000
 TRUSTED_S: Final = 60.0
+REVALIDATE_S: Final = 60.0
+REVALIDATE_AGAIN_S: Final = 1.0
+JITTER_S: Final = 0.3
+"""A leader change is told to every edge at the same moment; they must not all ask the new one at once."""
+
+PAGE_KEYS: Final = 1_000
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +73,11 @@ class EntryCache(Generic[E]):
         self._loading: dict[str, asyncio.Future[E | None]] = {}
         # What changed while a read was under way: the read may come from a replica that lags.
         self._overtaken: dict[str, E] = {}
+        self._used: set[str] = set()
         self._hits = lookups.of(f"{bucket} hit")
         self._misses = lookups.of(f"{bucket} miss")
+        self._compared = lookups.of(f"{bucket} compared")
+        self._outdated = lookups.of(f"{bucket} outdated")
         self.on_change: list[Callable[[E], None]] = []
 
     def __len__(self) -> int:
@@ -77,6 +90,7 @@ class EntryCache(Generic[E]):
             self._misses.value += 1
             return None
         self._hits.value += 1
+        self._used.add(key)
         return found[0]
 
     async def load(self, key: str) -> E | None:
@@ -121,12 +135,54 @@ class EntryCache(Generic[E]):
         found = self._entries.get(key)
         if found is not None and entry.revision > found[0].revision:
             self._entries[key] = (entry, self._clock() + TRUSTED_S)
-        for listener in self.on_change:
-            listener(entry)
+        if found is None or entry.revision >= found[0].revision:
+            self._tell(entry)
+
+    def forget(self, key: str) -> None:
+        """Have one entry read again at its next use."""
+        self._entries.pop(key, None)
 
     def distrust(self) -> None:
         """Have every entry read again at its next use: changes may have been missed."""
         self._entries.clear()
+
+    async def revalidate(self, watched: Iterable[str] = ()) -> None:
+        """Compare what was used since the last time, and what is ``watched``, with the bucket; forget the rest.
+
+        Raises:
+            BusError: The bucket cannot be read at the moment. What was compared until then is true.
+        """
+        wanted = {key for key in self._used if key in self._entries}
+        wanted.update(watched)
+        self._used.clear()
+        now = self._clock()
+        for key in [key for key, found in self._entries.items() if found[1] < now]:
+            if key not in wanted:
+                del self._entries[key]
+        keys = sorted(wanted)
+        for start in range(0, len(keys), PAGE_KEYS):
+            await self._compare(keys[start : start + PAGE_KEYS])
+
+    async def _compare(self, keys: Sequence[str]) -> None:
+        stored = await self._bus.get_last_many(
+            bucket_stream(self._bucket), [bucket_subject(self._bucket, key) for key in keys]
+        )
+        for message in stored:
+            entry = self._decoded(message.payload)
+            if entry is None:
+                continue
+            key = message.subject.rpartition(".")[2]
+            found = self._entries.get(key)
+            self._compared.value += 1
+            if found is not None and found[0].revision >= entry.revision:
+                # Announcements may be ahead of the replica that was read.
+                self._entries[key] = (found[0], self._clock() + TRUSTED_S)
+                continue
+            if found is not None:
+                self._outdated.value += 1
+                self._entries[key] = (entry, self._clock() + TRUSTED_S)
+            # Watched and not cached: whoever listens decides by it whether somebody has to go.
+            self._tell(entry)
 
     def _keep(self, key: str, entry: E | None) -> E | None:
         newer = self._overtaken.get(key)
@@ -141,7 +197,15 @@ class EntryCache(Generic[E]):
         while len(self._entries) >= self._entries_max:
             del self._entries[next(iter(self._entries))]
         self._entries[key] = (entry, self._clock() + TRUSTED_S)
+        if known is None or known[0].revision < entry.revision:
+            self._tell(
+                entry
+            )  # The announcement of it may have been lost, while somebody still listens to the thread.
         return entry
+
+    def _tell(self, entry: E) -> None:
+        for listener in self.on_change:
+            listener(entry)
 
     def _decoded(self, value: bytes) -> E | None:
         try:
@@ -168,15 +232,19 @@ class Directory:
             fabric, USERS_BUCKET, decode_user, clock=clock, lookups=lookups
         )
         self._subscriptions: list[Subscription] = []
+        self._woken = asyncio.Event()
 
     async def start(self) -> None:
-        """Follow the changes of both buckets; returns when the server knows that."""
+        """Follow the changes of both buckets and their leaders; returns when the server knows that."""
         for bucket, overwrite in (
             (ACCESS_BUCKET, self.threads.overwrite),
             (USERS_BUCKET, self.users.overwrite),
         ):
             self._subscriptions.append(
                 self._live.subscribe(invalidation_subject(bucket), _by_key(overwrite))
+            )
+            self._subscriptions.append(
+                self._live.subscribe(leader_elected_subject(bucket_stream(bucket)), self._wake)
             )
         self._live.on_reconnect.append(self.distrust)
         await self._live.flush()
@@ -185,6 +253,42 @@ class Directory:
         """Read everything again at its next use; after a reconnect, changes may have been missed."""
         self.threads.distrust()
         self.users.distrust()
+        self._woken.set()
+
+    async def run(self, watched: Callable[[], Iterable[ThreadId]], stop: asyncio.Event) -> None:
+        """Re-validate each minute, after a reconnect and after a leader change, until ``stop`` is set.
+
+        Args:
+            watched: The threads that sessions of this node are subscribed to.
+            stop: Ends it.
+        """
+        waker = asyncio.create_task(_after(stop, self._woken.set), name="directory-stop")
+        pause_s = REVALIDATE_S
+        try:
+            while not stop.is_set():
+                if await _set_within(self._woken, pause_s):
+                    self._woken.clear()
+                    # No secret depends on it.
+                    await _set_within(stop, random.uniform(0, JITTER_S))  # noqa: S311
+                try:
+                    await self.threads.revalidate(watched())
+                    await self.users.revalidate()
+                    pause_s = REVALIDATE_S
+                except BusError as error:
+                    _log.warning("cached entries cannot be compared yet: %s", error)
+                    pause_s = REVALIDATE_AGAIN_S
+        finally:
+            waker.cancel()
+
+    def _wake(self, subject: bytes, reply: bytes, headers: bytes, payload: bytes) -> None:
+        del subject, reply, headers, payload
+        self._woken.set()
+
+    def forget_member(self, thread_id: ThreadId, user_id: UserId) -> None:
+        """Somebody has left a thread: an entry that still names them is out of date."""
+        entry = self.threads.cached(thread_id)
+        if entry is not None and entry.sees(user_id):
+            self.threads.forget(thread_id)
 
     async def access(self, thread_id: ThreadId) -> AccessEntry | None:
         """Return who may see and write the thread; None when it does not exist.
@@ -219,6 +323,20 @@ class Directory:
                 if entry is not None:
                     found[user_id] = entry
         return found
+
+
+async def _set_within(event: asyncio.Event, wait_s: float) -> bool:
+    try:
+        async with asyncio.timeout(wait_s):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _after(event: asyncio.Event, act: Callable[[], None]) -> None:
+    await event.wait()
+    act()
 
 
 def _by_key(

@@ -1,6 +1,7 @@
 """The feed of each user with a session here: ready frames for all of their sessions, whatever they subscribe."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from typing import Final, Protocol
 
@@ -8,13 +9,17 @@ import msgspec
 
 from edge.activity import Activity, ActivityCoalescer
 from edge.outbound import text_frame
+from edge.standing import Guest
 from shared.bus import Bus, Subscription
-from shared.identity import UserId
+from shared.cursors import BEGINNING, decode_cursor
+from shared.errors import InvalidCursorError
+from shared.identity import ThreadId, UserId
 from shared.metrics import EdgeMetrics
+from shared.protocol import SyncRequired
 from shared.subjects import user_subject
 
 
-class Session(Protocol):
+class Session(Guest, Protocol):
     """A session, as far as feeds know it."""
 
     user_id: UserId
@@ -26,6 +31,7 @@ class Session(Protocol):
 class _Frame(msgspec.Struct, frozen=True):
     type: str
     thread_id: str = ""
+    cursor: str = BEGINNING
 
 
 _FRAME: Final = msgspec.json.Decoder(_Frame)
@@ -43,6 +49,9 @@ class Feeds:
         self._loop = asyncio.get_running_loop()
         self._metrics = metrics
         self._events = metrics.events_in.of("user")
+        self.on_position: list[Callable[[ThreadId, int], None]] = []
+        """Called with how far a thread goes, as a member's feed says."""
+        live.on_reconnect.append(self._require_sync)
 
     def __len__(self) -> int:
         return sum(map(len, self._sessions.values()))
@@ -55,6 +64,10 @@ class Feeds:
             self._interests[session.user_id] = self._live.subscribe(
                 user_subject(session.user_id), partial(self._receive, session.user_id)
             )
+
+    def sessions_of(self, user_id: UserId) -> tuple[Session, ...]:
+        """Return the sessions of one user on this edge."""
+        return tuple(self._sessions.get(user_id, ()))
 
     def leave(self, session: Session) -> bool:
         """Forget a session; the last one of a user ends listening.
@@ -85,6 +98,7 @@ class Feeds:
             self._metrics.events_dropped.of("unreadable").value += 1
             return
         if frame.type == "thread.activity":
+            self._tell_position(frame)
             activity = Activity(user_id, frame.thread_id, text_frame(payload))
             if not self._activities.offer(activity, self._loop.time()):
                 self._metrics.events_dropped.of("coalesced").value += 1
@@ -93,6 +107,21 @@ class Feeds:
             self._push(user_id, activity.frame, frame.type)
         else:
             self._push(user_id, text_frame(payload), frame.type)
+
+    def _tell_position(self, frame: _Frame) -> None:
+        thread_id = ThreadId(frame.thread_id)
+        try:
+            seq = decode_cursor(thread_id, frame.cursor)
+        except InvalidCursorError:
+            return
+        for listener in self.on_position:
+            listener(thread_id, seq)
+
+    def _require_sync(self) -> None:
+        # Feeds are not stored: what was sent while the connection was away is lost, and nobody knows what it was.
+        frame = text_frame(msgspec.json.encode(SyncRequired(reason="reconnect")))
+        for user_id in tuple(self._sessions):
+            self._push(user_id, frame, "sync.required")
 
     def _push(self, user_id: UserId, frame: bytes, kind: str) -> None:
         # A copy: a session that is too slow is closed by push, and leaves the table.

@@ -58,6 +58,7 @@ class Gateway:
         self._is_draining = False
         self._is_empty = asyncio.Event()
         self.port = 0
+        node.standing.when_confirmed(self._read_on)
 
     def __len__(self) -> int:
         return len(self._part_of)
@@ -70,7 +71,9 @@ class Gateway:
     @property
     def is_fabric_lost(self) -> bool:
         """Whether NATS has been away for so long that clients are better off elsewhere."""
-        return any(bus.disconnected_for_s() >= FABRIC_AWAY_S for bus in self._buses)
+        return self._node.standing.unconfirmed_for_s() >= FABRIC_AWAY_S or any(
+            bus.disconnected_for_s() >= FABRIC_AWAY_S for bus in self._buses
+        )
 
     async def start(self) -> None:
         """Listen; other processes may share the port (SO_REUSEPORT).
@@ -130,7 +133,7 @@ class Gateway:
         later = {"Retry-After": "5"}
         if self._is_draining:
             return Refusal(503, ErrorCode.UNAVAILABLE, "This node is stopping.", later)
-        if self.is_fabric_lost:
+        if self.is_fabric_lost or not self._node.standing.is_confirmed:
             return Refusal(503, ErrorCode.UNAVAILABLE, "This node has lost its fabric.", later)
         if len(self._part_of) > settings.messaging_connections_max:
             return Refusal(503, ErrorCode.UNAVAILABLE, "This node is full.", later)
@@ -151,6 +154,11 @@ class Gateway:
         now = self._node.clock()
         for connection in tuple(part):
             connection.check(now)
+
+    def _read_on(self) -> None:
+        # Whoever was banned meanwhile is closed by now; what the others said has waited in their sockets.
+        for connection in tuple(self._part_of):
+            connection.read_on()
 
     def _close_all(self, code: CloseCode) -> None:
         for connection in tuple(self._part_of):

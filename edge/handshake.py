@@ -18,10 +18,11 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.typing import LoggerLike, Origin, StatusLike, Subprotocol
 
+from edge.standing import Standing
 from shared.auth import Identity, Verifier
 from shared.errors import TokenError
 from shared.identity import new_id
-from shared.protocol import FRAME_BYTES_MAX, MEANING, PATH, SUBPROTOCOL, ErrorCode
+from shared.protocol import FRAME_BYTES_MAX, MEANING, PATH, SUBPROTOCOL, CloseCode, ErrorCode
 
 _TOKEN_BYTES_MAX: Final = 4096
 _NO_HEADERS: Final[Mapping[str, str]] = {}
@@ -144,6 +145,16 @@ def check_token(request: Request, verifier: Verifier) -> Identity | Refusal | No
         return verifier.verify(token.strip())
     except TokenError as error:
         return _unauthorized("The token is expired." if error.expired else "The token is refused.")
+
+
+def check_standing(identity: Identity, standing: Standing) -> Identity | Refusal:
+    """Return the identity, or why its holder may not come in although the token is a good one."""
+    code = standing.why_closed(identity)
+    if code is None:
+        return identity
+    if code is CloseCode.BANNED:
+        return Refusal(403, ErrorCode.BANNED, MEANING[ErrorCode.BANNED])
+    return _unauthorized("The token was revoked.")
 
 
 def _unauthorized(detail: str) -> Refusal:

@@ -5,8 +5,8 @@ from typing import Final
 
 import msgspec
 
+from edge.background import Spawn
 from edge.directory import Directory
-from edge.threads import Spawn
 from shared.access import UserEntry
 from shared.auth import Identity
 from shared.bus import Bus, BusError

@@ -3,11 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from edge.background import Spawn
 from edge.directory import Directory
 from edge.feeds import Feeds
 from edge.introductions import Introductions
 from edge.outbound import Flusher
-from edge.threads import Spawn, Threads
+from edge.receipts import Marks
+from edge.replay import Replays
+from edge.standing import Standing
+from edge.tails import TailChecks
+from edge.threads import Threads
 from edge.typists import Typists
 from shared.auth import Verifier
 from shared.bus import Bus
@@ -27,12 +32,16 @@ class Node:
     metrics: EdgeMetrics
     received: Mapping[type[AnyCommand], Tally]
     verifier: Verifier
+    standing: Standing
     fabric: Bus
     directory: Directory
     introductions: Introductions
     threads: Threads
+    replays: Replays
+    tails: TailChecks
     feeds: Feeds
     typists: Typists
+    marks: Marks
     sender: Sender
     rate: Rate
     flusher: Flusher

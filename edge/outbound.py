@@ -61,6 +61,7 @@ class OutboundQueue:
         "_ephemeral",
         "_flusher",
         "_frames",
+        "_when_room",
         "_write",
         "closed",
         "dropped",
@@ -73,12 +74,22 @@ class OutboundQueue:
         self._frames: list[bytes] = []
         self._bytes = 0
         self._ephemeral: list[int] = []
+        self._when_room: list[Callable[[], None]] = []
         self.closed = False
         self.dropped = 0
         self.paused_at: float | None = None
 
     def __len__(self) -> int:
         return len(self._frames)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether less than half is taken: what can wait, as a replay can, is pushed only then."""
+        return len(self._frames) < FRAMES_MAX // 2 and self._bytes < BYTES_MAX // 2
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the queue has been written or given up."""
+        self._when_room.append(callback)
 
     def push(self, frame: bytes) -> bool:
         """Queue a frame that must arrive. False: there is no room, and the session has to be closed as slow."""
@@ -133,11 +144,13 @@ class OutboundQueue:
         self._frames.append(last)
         self._write_all()
         self.closed = True
+        self._tell_of_room()
 
     def abandon(self) -> None:
         """Drop everything: the socket is gone."""
         self._clear()
         self.closed = True
+        self._tell_of_room()
 
     def _write_all(self) -> None:
         frames = self._frames
@@ -145,6 +158,8 @@ class OutboundQueue:
             return
         self._clear()
         self._write(frames[0] if len(frames) == 1 else b"".join(frames))
+        if self._when_room:
+            self._tell_of_room()
 
     def _make_room(self, size: int) -> bool:
         if self.paused_at is None:
@@ -158,6 +173,11 @@ class OutboundQueue:
             self._ephemeral = []
             self.dropped += len(gone)
         return len(self._frames) < FRAMES_MAX and self._bytes + size <= BYTES_MAX
+
+    def _tell_of_room(self) -> None:
+        callbacks, self._when_room = self._when_room, []
+        for callback in callbacks:
+            callback()
 
     def _clear(self) -> None:
         self._frames = []

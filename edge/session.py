@@ -5,6 +5,7 @@ entry that is not cached, attaching a thread) keeps its successors in the lane. 
 the log does not: the sender keeps the order of one thread by itself.
 """
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -70,6 +71,14 @@ class Wire(Protocol):
 
     def send_ephemeral(self, frame: bytes) -> None:
         """Queue an encoded frame that may be dropped."""
+
+    @property
+    def has_room(self) -> bool:
+        """Whether less than half of the outbound queue is taken."""
+        ...
+
+    def when_room(self, callback: Callable[[], None]) -> None:
+        """Call back once, when the outbound queue has been written or given up."""
 
     def close(self, code: CloseCode) -> None:
         """Close with this code, after what is queued; ends the session."""
@@ -139,7 +148,11 @@ class Session:
         """Close when authentication is late or the token has expired. Called about once a second."""
         if self.identity is None:
             if now - self.opened_at >= AUTH_S:
-                self.close(CloseCode.AUTHENTICATION_MISSING)
+                # Its first frame may be waiting here until bans are known again: that is not the client's fault.
+                is_heard = self.node.standing.is_confirmed
+                self.close(
+                    CloseCode.AUTHENTICATION_MISSING if is_heard else CloseCode.TRY_AGAIN_LATER
+                )
         elif self.node.wall() >= self.identity.expires_at:
             self.close(CloseCode.TOKEN_EXPIRED)
 
@@ -162,11 +175,16 @@ class Session:
 
     @property
     def is_saturated(self) -> bool:
-        """Whether so many commands are unanswered that no more should be read."""
-        return self.unanswered >= UNANSWERED_MAX
+        """Whether no more should be read now: too many commands are unanswered, or bans are not known for certain."""
+        return self.unanswered >= UNANSWERED_MAX or not self.node.standing.is_confirmed
 
     def receive(self, text: bytes) -> None:
         """Take one text frame, valid UTF-8."""
+        # Before anything looks at it: whoever must go has said nothing any more.
+        code = None if self.identity is None else self.node.standing.why_closed(self.identity)
+        if code is not None:
+            self.close(code)
+            return
         try:
             command = parse_command(text)
         except FrameError as error:
@@ -221,6 +239,10 @@ class Session:
         except TokenError as error:
             self.close(CloseCode.TOKEN_EXPIRED if error.expired else CloseCode.TOKEN_INVALID)
             return
+        code = self.node.standing.why_closed(identity)
+        if code is not None:
+            self.close(code)
+            return
         self.begin(identity)
         if command.ref is not None:
             self.say(Ack(command.ref, token_expires_at=expiry(identity)))
@@ -231,6 +253,18 @@ class Session:
         """Queue an encoded frame that must arrive; a session without room for it is closed as slow."""
         if not self._wire.send(frame):
             self.close(CloseCode.SLOW_CLIENT)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether less than half of the outbound queue is taken, and more may be sent that can wait."""
+        return self._wire.has_room
+
+    async def room(self) -> None:
+        """Wait until the outbound queue has been written, or the session has ended."""
+        written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wire.when_room(lambda: None if written.done() else written.set_result(None))
+        if not self.ended and not self.has_room:
+            await written
 
     def push_ephemeral(self, frame: bytes) -> None:
         """Queue an encoded frame that may be dropped."""

@@ -5,8 +5,11 @@ from typing import Any, Final
 import msgspec
 
 from edge.access import Work, with_thread
+from edge.fanout import Subscription
 from edge.limits import SUBSCRIPTIONS_MAX
 from edge.node import Node
+from edge.outbound import text_frame
+from edge.replay import Replay
 from edge.session import Session
 from shared.access import AccessEntry, Member
 from shared.bus import BusError
@@ -21,19 +24,10 @@ from shared.protocol import (
     Participant,
     SubscribeThread,
 )
+from shared.receipts import Receipt, decode_receipt
 from shared.subjects import RCPT_STREAM, rcpt_subject
 
 PARTICIPANTS_MAX: Final = 100
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """One user's cursors in a thread: what is shown of them to others."""
-
-    shown: int = 0
-    delivered: int = 0
-
-
-_RECEIPT: Final = msgspec.json.Decoder(Receipt)
 
 
 def subscribe_thread(session: Session, command: SubscribeThread) -> Work | None:
@@ -57,32 +51,41 @@ def subscribe_thread(session: Session, command: SubscribeThread) -> Work | None:
 async def _attach(
     session: Session, command: SubscribeThread, entry: AccessEntry, after: int | None
 ) -> None:
-    threads = session.node.threads
-    thread_id = ThreadId(entry.thread_id)
-    started = session.node.clock()
-    subscription = threads.prepare(session, thread_id)
+    node, started = session.node, session.node.clock()
+    subscription = node.threads.prepare(session, ThreadId(entry.thread_id))
+    replay: Replay | None = None
     try:
-        tail = await threads.tail(subscription)
-        participants = await _participants(session.node, entry, session.user_id)
+        tail = await node.threads.end(subscription, at_least=after or 0)
+        # Before the replay, which holds a place that others wait for.
+        participants = await _participants(node, entry, session.user_id)
+        if after is not None and after < tail.position:
+            visible_from = entry.members[session.user_id].visible_from
+            replay = await node.replays.open(
+                subscription, after=after, newest=tail.newest, visible_from=visible_from
+            )
     except BusError:
-        threads.give_up(subscription)
+        node.threads.give_up(subscription)
         session.fail(ErrorCode.UNAVAILABLE, command.ref)
         return
     except BaseException:
-        threads.give_up(subscription)
+        node.threads.give_up(subscription)
         raise
-    if session.subscriptions.get(thread_id) is not subscription:
-        # The session ended, or the user was removed from the thread while it was attached.
-        session.fail(ErrorCode.NOT_FOUND, command.ref)
-    elif after is not None and after > tail:
-        threads.give_up(subscription)
+    if not subscription.is_current:
+        # The session ended, the user left the thread while it was attached, or the thread was reset.
+        node.replays.abandon(subscription, replay)
+        session.fail(_why_gone(session, subscription), command.ref)
+    elif after is not None and after > tail.position:
+        node.threads.give_up(subscription)
         _refuse_after(session, command, "is beyond the end of the thread")
-    elif subscription.overflowed:
-        threads.give_up(subscription)
-        session.fail(ErrorCode.UNAVAILABLE, command.ref)
     else:
-        cursor = encode_cursor(thread_id, tail)
-        recovered = recovers(after, tail)
+        recovered = after is None or after == tail.position or replay is not None
+        subscription.answer(tail.position if after is None or replay is None else after)
+        replay = replay or Replay(reached=tail.position)
+        cursor = encode_cursor(subscription.feed.thread_id, replay.ends_at or tail.position)
+        if recovered:
+            replay.caught_up = text_frame(
+                msgspec.json.encode(CaughtUp(subscription.feed.thread_id, cursor))
+            )
         session.succeed(
             None
             if command.ref is None
@@ -94,15 +97,14 @@ async def _attach(
                 participant_count=len(entry.members),
             )
         )
-        if recovered:
-            session.say(CaughtUp(thread_id=thread_id, cursor=cursor))
-        threads.begin(subscription, tail)
-        session.node.metrics.attach_seconds.observe(session.node.clock() - started)
+        node.replays.start(subscription, replay)
+        node.metrics.attach_seconds.observe(node.clock() - started)
 
 
-def recovers(after: int | None, tail: int) -> bool:
-    """Return whether everything after the client's position will reach it: what is not replayed is not recovered."""
-    return after is None or after == tail
+def _why_gone(session: Session, subscription: Subscription) -> ErrorCode:
+    entry = session.node.directory.threads.cached(subscription.feed.thread_id)
+    is_member = entry is None or entry.sees(session.user_id)
+    return ErrorCode.UNAVAILABLE if is_member else ErrorCode.NOT_FOUND
 
 
 async def _participants(node: Node, entry: AccessEntry, viewer: UserId) -> list[Participant]:
@@ -146,7 +148,7 @@ async def _receipts(node: Node, thread_id: ThreadId) -> dict[UserId, Receipt]:
     receipts = {}
     for message in stored:
         try:
-            receipt = _RECEIPT.decode(message.payload)
+            receipt = decode_receipt(message.payload)
         except msgspec.DecodeError:
             continue  # A receipt that nobody can read counts as none; the next one overwrites it.
         receipts[UserId(message.subject.rpartition(".")[2])] = receipt

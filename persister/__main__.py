@@ -4,6 +4,7 @@ import asyncio
 import importlib.metadata
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 import asyncpg
@@ -11,8 +12,9 @@ import asyncpg
 from persister import queries
 from persister.feeds import Feeds
 from persister.history import store_events
+from persister.receipts import store_receipts
 from shared.bus import Bus
-from shared.consumer import Consumer, Source
+from shared.consumer import Consumer, Handle, Source
 from shared.database import close_pool, open_pool
 from shared.health import HealthServer
 from shared.lifecycle import Lifecycle, run_service
@@ -20,7 +22,7 @@ from shared.metrics import PersisterMetrics
 from shared.outbox import Outbox
 from shared.provision import verify
 from shared.settings import Settings
-from shared.subjects import PERSISTER_DURABLE, inbox_prefix, stream_names
+from shared.subjects import PERSISTER_DURABLE, RCPT_STREAM, inbox_prefix, stream_names
 
 SERVICE: Final = "persister"
 _OUTBOX_CONNECTIONS: Final = 3
@@ -32,11 +34,11 @@ async def main(life: Lifecycle) -> None:
     settings = life.settings
     metrics = PersisterMetrics(importlib.metadata.version("lilith-messaging"))
     node = settings.messaging_node_name or f"{SERVICE}-{secrets.token_hex(4)}"
-    streams = stream_names(settings.messaging_streams)
+    consumers = len(stream_names(settings.messaging_streams)) + 1
     pool = await open_pool(
         settings.dsn,
         name=node,
-        size=_CONNECTIONS_PER_STREAM * len(streams) + _OUTBOX_CONNECTIONS,
+        size=_CONNECTIONS_PER_STREAM * consumers + _OUTBOX_CONNECTIONS,
     )
     bus = await Bus.connect(
         settings.nats_url,
@@ -88,18 +90,26 @@ def make_consumers(
     outbox: Outbox,
     metrics: PersisterMetrics,
 ) -> list[Consumer]:
-    """Return the batch loop of every message stream."""
+    """Return the batch loop of every message stream, and that of the receipts."""
+    store: Handle = partial(store_events, count_ignored=metrics.count_ignored)
+    handles = {
+        **{
+            Source(stream, PERSISTER_DURABLE): store
+            for stream in stream_names(settings.messaging_streams)
+        },
+        Source(RCPT_STREAM, PERSISTER_DURABLE, keeps_last=True): store_receipts,
+    }
     return [
         Consumer(
             bus,
             pool,
-            Source(stream, PERSISTER_DURABLE),
+            source,
             queries.CONSUMER,
-            store_events,
+            handle,
             metrics=metrics.consumer,
             on_committed=outbox.poke,
         )
-        for stream in stream_names(settings.messaging_streams)
+        for source, handle in handles.items()
     ]
 
 

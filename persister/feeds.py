@@ -11,50 +11,34 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from persister import queries
-from persister.projections import Sent
+from persister.announcements import (
+    CHANGE_EVENTS,
+    Member,
+    message_changed,
+    message_read,
+    message_sent,
+)
+from persister.projections import MESSAGE_SENT, Changed, Sent
+from persister.receipts import MESSAGE_READ, Read
 from shared.access import MEMBERS_MAX
 from shared.bus import Bus, OutgoingMessage
 from shared.cursors import encode_cursor
 from shared.identity import ThreadId, UserId
 from shared.outbox import OutboxRow, store_events
-from shared.protocol import LastMessage, ThreadActivity
+from shared.protocol import UNREAD_MAX, LastMessage, ThreadActivity
 from shared.subjects import user_subject
 
 if TYPE_CHECKING:
     import asyncpg
 
-UNREAD_MAX: Final = 1_000
-"""Counts are exact below it; at it they mean "so many or more"."""
 PREVIEW_CHARS_MAX: Final = 100
-MESSAGE_SENT_EVENT: Final = "messaging.message.sent"
-SOURCE: Final = "/lilith/persister"
-CLOUDEVENT_HEADERS: Final[Mapping[str, str]] = {"content-type": "application/cloudevents+json"}
 
 _FLUSH_EVERY: Final = 2_000
 """Frames between two flushes: bounds what waits unsent in this process."""
-_DECODER: Final = msgspec.json.Decoder(Sent)
+_SENT: Final = msgspec.json.Decoder(Sent)
+_CHANGED: Final = msgspec.json.Decoder(Changed)
+_READ: Final = msgspec.json.Decoder(Read)
 _ENCODER: Final = msgspec.json.Encoder()
-
-
-class CloudEvent(msgspec.Struct, frozen=True):
-    """A domain event in structured JSON (CloudEvents 1.0). ``data`` is JSON already."""
-
-    id: str
-    type: str
-    subject: str
-    time: str
-    data: msgspec.Raw
-    specversion: str = "1.0"
-    source: str = SOURCE
-    datacontenttype: str = "application/json"
-
-
-class Member(msgspec.Struct, frozen=True):
-    """A present member of a thread, and what they have not read in it."""
-
-    user_id: str
-    visible_from: int
-    unread: int
 
 
 class Feeds:
@@ -71,16 +55,36 @@ class Feeds:
             BusError: Not everything is published; call again with the same rows.
             asyncpg.PostgresError, OSError: The members could not be read.
         """
-        sent = [(row.payload, _DECODER.decode(row.payload)) for row in rows]
-        threads = list(dict.fromkeys(message.thread_id for _, message in sent))
+        news = [(row, _decode(row)) for row in rows]
+        # Before the counts: a frame's unread may be newer than its cursor, never older.
+        states = await self._pool.fetch(
+            queries.THREAD_STATES,
+            list(dict.fromkeys(item.thread_id for _, item in news)),
+            PREVIEW_CHARS_MAX,
+        )
+        threads = list(
+            dict.fromkeys(item.thread_id for _, item in news if not isinstance(item, Read))
+        )
         members = await self._members(threads)
         counts = await self._count_members(threads, members)
         events = [
-            message_sent(payload, message, members.get(message.thread_id, ()), counts)
-            for payload, message in sent
+            event
+            for row, item in news
+            if (event := _event_of(row, item, members.get(item.thread_id, ()), counts)) is not None
         ]
         await store_events(self._bus, events)
-        await self._tell(threads, members)
+        told = {
+            thread: members[thread]
+            for thread in threads
+            if 0 < len(members.get(thread, ())) <= MEMBERS_MAX
+        }
+        readers = [
+            (item.thread_id, item.user_id)
+            for _, item in news
+            if isinstance(item, Read) and item.thread_id not in told
+        ]
+        # A reader's other devices are told in a big thread too: that is one frame, not one per member.
+        await self._tell(states, {**told, **await self._readers(readers)})
 
     async def _members(self, threads: Sequence[str]) -> dict[str, list[Member]]:
         """Return the members of each thread: one more than ``MEMBERS_MAX`` when it is too big for feeds."""
@@ -90,6 +94,22 @@ class Feeds:
         ):
             member = Member(row["user_id"], row["visible_from"], row["unread"])
             members.setdefault(row["thread_id"], []).append(member)
+        return members
+
+    async def _readers(self, readers: Sequence[tuple[str, str]]) -> dict[str, list[Member]]:
+        """Return those who moved a marker, by thread."""
+        members: dict[str, list[Member]] = {}
+        if readers:
+            pairs = list(dict.fromkeys(readers))
+            rows = await self._pool.fetch(
+                queries.UNREAD_OF,
+                [thread for thread, _ in pairs],
+                [user for _, user in pairs],
+                UNREAD_MAX,
+            )
+            for row in rows:
+                member = Member(row["user_id"], row["visible_from"], row["unread"])
+                members.setdefault(row["thread_id"], []).append(member)
         return members
 
     async def _count_members(
@@ -102,17 +122,19 @@ class Feeds:
         rows = await self._pool.fetch(queries.COUNT_MEMBERS, big)
         return {row["thread_id"]: row["members"] for row in rows}
 
-    async def _tell(self, threads: Sequence[str], members: Mapping[str, Sequence[Member]]) -> None:
-        told = [thread for thread in threads if 0 < len(members.get(thread, ())) <= MEMBERS_MAX]
-        users = list({member.user_id for thread in told for member in members[thread]})
-        states = await self._pool.fetch(queries.THREAD_STATES, told, PREVIEW_CHARS_MAX)
+    async def _tell(
+        self, states: "Sequence[asyncpg.Record]", members: Mapping[str, Sequence[Member]]
+    ) -> None:
+        """Publish to these members, and no others, how their threads stand."""
+        users = list({member.user_id for told in members.values() for member in told})
         totals = {
             row["user_id"]: row["unread_total"]
             for row in await self._pool.fetch(queries.UNREAD_TOTALS, users, UNREAD_MAX)
         }
         unsent = 0
         for state in states:
-            for user_id, frame in activity(dict(state), members[state["thread_id"]], totals):
+            told = members.get(state["thread_id"], ())
+            for user_id, frame in activity(dict(state), told, totals):
                 self._bus.publish(user_subject(UserId(user_id)), frame)
                 unsent += 1
                 if unsent == _FLUSH_EVERY:
@@ -122,35 +144,29 @@ class Feeds:
         await self._bus.flush()
 
 
-def message_sent(
-    payload: bytes, sent: Sent, members: Iterable[Member], counts: Mapping[str, int]
-) -> OutgoingMessage:
-    """Return the CloudEvent of a message.
+def _decode(row: OutboxRow) -> Sent | Changed | Read:
+    if row.kind == MESSAGE_SENT:
+        return _SENT.decode(row.payload)
+    if row.kind in CHANGE_EVENTS:
+        return _CHANGED.decode(row.payload)
+    return _READ.decode(row.payload)
 
-    Args:
-        payload: Its outbox row's: the event's data without recipients, which are appended as bytes.
-        sent: The same, decoded.
-        members: The present members; those who may see it are the recipients, without the sender.
-        counts: Number of members of the threads that are too big to name them.
-    """
-    if sent.thread_id in counts:
-        recipients = b',"recipient_count":%d}' % (counts[sent.thread_id] - 1)
-    else:
-        users = [
-            member.user_id
-            for member in members
-            if member.user_id != sent.sender_id and member.visible_from <= sent.seq
-        ]
-        recipients = b',"recipients":%b}' % _ENCODER.encode(users)
-    event_id = f"{sent.message_id}.sent"
-    event = CloudEvent(
-        id=event_id,
-        type=MESSAGE_SENT_EVENT,
-        subject=sent.thread_id,
-        time=sent.sent_at,
-        data=msgspec.Raw(payload[:-1] + recipients),
-    )
-    return OutgoingMessage(MESSAGE_SENT_EVENT, _ENCODER.encode(event), event_id, CLOUDEVENT_HEADERS)
+
+def _event_of(
+    row: OutboxRow,
+    item: Sent | Changed | Read,
+    members: Sequence[Member],
+    counts: Mapping[str, int],
+) -> OutgoingMessage | None:
+    """Return the domain event of an outbox row; a marker that others do not see moves without one."""
+    match item:
+        case Sent():
+            return message_sent(row.payload, item, members, counts)
+        case Changed():
+            assert row.message_id is not None, "projections give every row one"  # noqa: S101
+            return message_changed(row.kind, row.message_id, row.payload, item)
+        case Read():
+            return message_read(row.payload, item) if row.kind == MESSAGE_READ else None
 
 
 def activity(

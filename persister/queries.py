@@ -48,6 +48,68 @@ INSERT_THREAD_EVENTS: Final[LiteralString] = """
     ON CONFLICT (event_id, thread_id) DO NOTHING
 """
 
+# A deleted message keeps its place, its sender and its digest (a retry of it is a duplicate), and nothing of its
+# content. What was deleted, is unknown, or comes after the event in the log stays as it is.
+#   $1 uuid[] threads, $2 bigint[] seqs of the events, $3 uuid[] messages, $4 timestamptz[] -> the seqs that took effect
+DELETE_MESSAGES: Final[LiteralString] = """
+    WITH asked AS MATERIALIZED (
+        SELECT DISTINCT ON (thread_id, message_id) *
+        FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::timestamptz[]) AS a (thread_id, seq, message_id, at)
+        ORDER BY thread_id, message_id, seq
+    ), deleted AS (
+        UPDATE messages m SET body = '', attachments = '[]', metadata = '{}', edited_at = NULL,
+               deleted_at = a.at, changed_seq = a.seq, changed_xid = pg_current_xact_id()
+        FROM asked a
+        WHERE m.thread_id = a.thread_id AND m.message_id = a.message_id AND m.seq < a.seq AND m.deleted_at IS NULL
+        RETURNING m.thread_id, m.message_id, a.seq
+    ), erased AS (
+        DELETE FROM message_edits e USING deleted d
+        WHERE e.thread_id = d.thread_id AND e.message_id = d.message_id
+    )
+    SELECT seq FROM deleted
+"""
+
+# Each edit is one more version; the first one keeps the message as it was sent as version 1.
+#   $1 uuid[] threads, $2 bigint[] seqs of the events, $3 uuid[] events, $4 uuid[] messages, $5 text[] bodies,
+#   $6 timestamptz[], $7 text[] editors -> the seqs that took effect
+EDIT_MESSAGES: Final[LiteralString] = """
+    WITH asked AS MATERIALIZED (
+        SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::timestamptz[],
+                             $7::text[]) AS a (thread_id, seq, event_id, message_id, body, edited_at, editor_id)
+    ), fresh AS MATERIALIZED (
+        SELECT DISTINCT ON (a.thread_id, a.event_id)
+               a.*, m.seq AS message_seq, m.body AS first_body, m.sent_at, m.sender_id
+        FROM asked a
+        JOIN messages m ON m.thread_id = a.thread_id AND m.message_id = a.message_id
+        WHERE m.seq < a.seq AND m.deleted_at IS NULL
+          AND NOT EXISTS (SELECT FROM message_edits e WHERE e.thread_id = a.thread_id AND e.event_id = a.event_id)
+        ORDER BY a.thread_id, a.event_id, a.seq
+    ), edited AS MATERIALIZED (
+        SELECT f.thread_id, f.message_id, coalesce(max(e.version), 0) AS versions
+        FROM (SELECT DISTINCT thread_id, message_id FROM fresh) AS f
+        LEFT JOIN message_edits e ON e.thread_id = f.thread_id AND e.message_id = f.message_id
+        GROUP BY f.thread_id, f.message_id
+    ), first_versions AS (
+        INSERT INTO message_edits (thread_id, message_id, version, event_id, body, edited_at, editor_id)
+        SELECT DISTINCT ON (thread_id, message_id) thread_id, message_id, 1, NULL::uuid, first_body, sent_at, sender_id
+        FROM fresh JOIN edited USING (thread_id, message_id) WHERE versions = 0
+    ), later_versions AS (
+        INSERT INTO message_edits (thread_id, message_id, version, event_id, body, edited_at, editor_id)
+        SELECT thread_id, message_id,
+               greatest(versions, 1) + row_number() OVER (PARTITION BY thread_id, message_id ORDER BY seq),
+               event_id, body, edited_at, editor_id
+        FROM fresh JOIN edited USING (thread_id, message_id)
+    ), changed AS (
+        UPDATE messages m SET body = l.body, edited_at = l.edited_at, changed_seq = l.seq,
+               changed_xid = pg_current_xact_id()
+        FROM (
+            SELECT DISTINCT ON (thread_id, message_id) * FROM fresh ORDER BY thread_id, message_id, seq DESC
+        ) AS l
+        WHERE m.thread_id = l.thread_id AND m.seq = l.message_seq
+    )
+    SELECT seq FROM fresh
+"""
+
 # One row per thread of the batch. A thread event moves last_seq alone: lists are sorted by messages.
 #   $1 uuid[] threads, $2 bigint[] last seqs, $3 bigint[] last message seqs (0: none in this batch),
 #   $4 timestamptz[] time of that message, or of the event when there is none
@@ -62,16 +124,54 @@ ADVANCE_TAILS: Final[LiteralString] = """
         changed_xid = pg_current_xact_id()
 """
 
-# Sending marks everything before as read. Never back.
-#   $1 uuid[] threads, $2 text[] senders, $3 bigint[] their last seqs, $4 timestamptz[]; each pair once
+# Sending marks everything before as read, unless the member moved the marker back from behind that message.
+#   $1 uuid[] threads, $2 text[] senders, $3 bigint[] their last seqs, $4 timestamptz[]; each pair once, ascending
 ADVANCE_RECEIPTS: Final[LiteralString] = """
-    INSERT INTO receipts AS r (thread_id, user_id, read_seq, delivered_seq, read_at)
-    SELECT thread_id, user_id, seq, seq, at
+    INSERT INTO receipts AS r (thread_id, user_id, read_seq, delivered_seq, shown_seq, sent_seq, read_at)
+    SELECT thread_id, user_id, seq, seq, seq, seq, at
     FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::timestamptz[]) AS sent (thread_id, user_id, seq, at)
     ON CONFLICT (thread_id, user_id) DO UPDATE SET
-        read_seq = greatest(r.read_seq, excluded.read_seq),
+        read_seq = CASE WHEN excluded.sent_seq > r.marked_over
+                        THEN greatest(r.read_seq, excluded.sent_seq) ELSE r.read_seq END,
         delivered_seq = greatest(r.delivered_seq, excluded.delivered_seq),
-        read_at = CASE WHEN excluded.read_seq > r.read_seq THEN excluded.read_at ELSE r.read_at END
+        shown_seq = greatest(r.shown_seq, excluded.shown_seq),
+        sent_seq = greatest(r.sent_seq, excluded.sent_seq),
+        read_at = CASE WHEN excluded.shown_seq > r.shown_seq THEN excluded.read_at ELSE r.read_at END,
+        changed_xid = pg_current_xact_id()
+"""
+
+# Where members put their markers. What own messages marked beyond it stays, unless it was put back from behind them.
+# No row is written that would not change.
+#   $1 uuid[] threads, $2 text[] users, $3 bigint[] read, $4 bigint[] shown, $5 bigint[] delivered, $6 bigint[] over,
+#   $7 timestamptz[]; each pair once, ascending -> the rows whose marker moved, for the member or for others
+FOLD_MARKS: Final[LiteralString] = """
+    WITH marks AS MATERIALIZED (
+        SELECT * FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[],
+                             $7::timestamptz[]) AS m (thread_id, user_id, read, shown, delivered, over, at)
+    ), before AS MATERIALIZED (
+        SELECT thread_id, user_id, coalesce(r.read_seq, 0) AS read_seq, coalesce(r.shown_seq, 0) AS shown_seq
+        FROM marks LEFT JOIN receipts r USING (thread_id, user_id)
+    ), folded AS (
+        INSERT INTO receipts AS r (thread_id, user_id, read_seq, delivered_seq, read_at, marked_seq, marked_over,
+                                   shown_seq)
+        SELECT thread_id, user_id, read, delivered, at, read, over, shown FROM marks
+        ON CONFLICT (thread_id, user_id) DO UPDATE SET
+            read_seq = greatest(excluded.marked_seq,
+                                CASE WHEN r.sent_seq > excluded.marked_over THEN r.sent_seq ELSE 0 END),
+            delivered_seq = greatest(r.delivered_seq, excluded.delivered_seq),
+            shown_seq = greatest(r.shown_seq, excluded.shown_seq),
+            marked_seq = excluded.marked_seq,
+            marked_over = excluded.marked_over,
+            read_at = CASE WHEN excluded.shown_seq > r.shown_seq THEN excluded.read_at ELSE r.read_at END,
+            changed_xid = pg_current_xact_id()
+        WHERE excluded.shown_seq > r.shown_seq OR excluded.delivered_seq > r.delivered_seq
+           OR (r.marked_seq, r.marked_over) IS DISTINCT FROM (excluded.marked_seq, excluded.marked_over)
+        RETURNING r.thread_id, r.user_id, r.read_seq, r.shown_seq, r.read_at
+    )
+    SELECT replace(f.thread_id::text, '-', '') AS thread_id, f.user_id, f.shown_seq,
+           coalesce(f.read_at, now()) AS read_at, f.shown_seq > before.shown_seq AS is_shown
+    FROM folded f JOIN before USING (thread_id, user_id)
+    WHERE f.shown_seq > before.shown_seq OR f.read_seq <> before.read_seq
 """
 
 # The state of threads as their lists show it.
@@ -125,6 +225,24 @@ MEMBERS_AND_UNREAD: Final[LiteralString] = """
            END AS unread
     FROM members m LEFT JOIN recent ON recent.thread_id = m.thread_id
     ORDER BY m.thread_id, m.user_id
+"""
+
+# The same for some members only. Who is no member any more has no row.
+#   $1 uuid[] threads, $2 text[] users, $3 bigint count at most
+UNREAD_OF: Final[LiteralString] = """
+    SELECT replace(m.thread_id::text, '-', '') AS thread_id, m.user_id, m.visible_from, counted.unread
+    FROM unnest($1::uuid[], $2::text[]) AS asked (thread_id, user_id)
+    JOIN thread_members m USING (thread_id, user_id)
+    LEFT JOIN receipts r USING (thread_id, user_id)
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS unread FROM (
+            SELECT FROM messages x
+            WHERE x.thread_id = m.thread_id AND x.seq > greatest(coalesce(r.read_seq, 0), m.visible_from - 1)
+              AND x.sender_id <> m.user_id AND x.kind = 'text' AND x.deleted_at IS NULL
+            LIMIT $3
+        ) AS unread_messages
+    ) AS counted
+    WHERE m.removed_at IS NULL
 """
 
 # A user's unread messages over all threads, at most $2: counting stops there, whatever was neglected for how long.

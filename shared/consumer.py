@@ -14,6 +14,7 @@ holds those rows and the position behind them (table ``stream_cursors``); the ac
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ BATCH_MAX: Final = 500
 BATCH_BYTES_MAX: Final = 4 * 1024 * 1024
 LINGER_S: Final = 0.02
 """After a first event, wait this long for more: a commit costs the same for one row as for a hundred."""
+
+REWIND: Final = 10_000
+"""More than a server that does not flush has unwritten; folded again in a second."""
 
 _POLL_S: Final = 0.5
 _STAND_BY_S: Final = 1.0
@@ -116,6 +120,10 @@ class Source:
     batch_max: int = BATCH_MAX
     bytes_max: int = BATCH_BYTES_MAX
     linger_s: float = LINGER_S
+    keeps_last: bool = False
+    """Whether the stream keeps only the last value of each subject, unflushed. Positions are missing by design then,
+    and a crashed server may have forgotten its end and give those positions out again: after every connection the loop
+    goes back by ``REWIND``. ``handle`` folds a value twice without harm."""
 
 
 class Consumer:
@@ -211,7 +219,8 @@ class Consumer:
         puller = self._bus.puller(
             source.stream, source.durable, batch_max=source.batch_max, bytes_max=source.bytes_max
         )
-        check = _Due(_CHECK_S)
+        # A stream that may go back is looked at when it may have: never by the clock, after every reconnect.
+        check = _Due(math.inf if source.keeps_last else _CHECK_S)
         self._bus.on_reconnect.append(check.make_due)
         try:
             await self._find_position(puller)
@@ -219,7 +228,9 @@ class Consumer:
                 if lost.is_set():
                     raise _OwnershipLostError("the connection that holds the lock is gone")
                 if check.is_due():
-                    await self._check_stream()
+                    await (
+                        self._find_position(puller) if source.keeps_last else self._check_stream()
+                    )
                 batch = await self._next_batch(puller)
                 if batch:
                     await self._store(batch)
@@ -234,7 +245,9 @@ class Consumer:
 
     async def _find_position(self, puller: Puller) -> None:
         """Bring the consumer to the cursor, which alone knows what is stored."""
-        first_seq = await self._check_stream()
+        if self._source.keeps_last:
+            self._cursor = 0
+        first_seq, last_seq = await self._check_stream()
         async with self._pool.acquire() as connection, connection.transaction():
             await connection.execute(self._queries.ensure_cursor, *self._key)
             cursor: int = await connection.fetchval(self._queries.lock_cursor, *self._key)
@@ -243,6 +256,9 @@ class Consumer:
                     _log.error("%s: stored to %d, the stream begins at %d", self, cursor, first_seq)
                 # Nothing of the stream is older: a reader who asks whether all of it is stored gets the truth.
                 cursor = first_seq - 1
+                await self._advance(connection, cursor)
+            elif self._source.keeps_last:
+                cursor = max(first_seq - 1, min(cursor, last_seq) - REWIND, 0)
                 await self._advance(connection, cursor)
         self._cursor = cursor
         await self._check_stream()
@@ -253,15 +269,18 @@ class Consumer:
             _log.warning("%s: acknowledged to %d, stored to %d: going back", self, floor, cursor)
             await puller.reset_to(cursor + 1)
 
-    async def _check_stream(self) -> int:
-        """Return the stream's first seq, unless it ends before the cursor: its next events would pass for known."""
+    async def _check_stream(self) -> tuple[int, int]:
+        """Return the stream's first and last seq, unless it ends before the cursor.
+
+        Its next events would pass for known.
+        """
         answer = await self._bus.api(f"STREAM.INFO.{self._source.stream}")
         last_seq = int(answer["state"]["last_seq"])
         if last_seq < self._cursor:
             raise StreamBehindCursorError(
                 self._source.stream, last_seq=last_seq, cursor=self._cursor
             )
-        return int(answer["state"]["first_seq"])
+        return int(answer["state"]["first_seq"]), last_seq
 
     async def _next_batch(self, puller: Puller) -> list[Delivery]:
         source, loop = self._source, asyncio.get_running_loop()
@@ -310,7 +329,8 @@ class Consumer:
         """Lock the cursor for this transaction and return what is not stored yet."""
         cursor: int = await connection.fetchval(self._queries.lock_cursor, *self._key)
         fresh = [delivery for delivery in batch if delivery.seq > cursor]
-        if fresh and fresh[0].seq != cursor + 1 and self._gap_behind != cursor:
+        has_gap = bool(fresh) and fresh[0].seq != cursor + 1 and not self._source.keeps_last
+        if has_gap and self._gap_behind != cursor:
             # What lies between has expired, or another process took it without storing it. Asking the server for
             # cursor + 1 tells which: if the same comes again, there is nothing in between.
             raise _GapError(cursor)

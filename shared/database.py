@@ -38,6 +38,8 @@ class DatabaseUnavailableError(LilithError):
 TRANSIENT_ERRORS: Final[tuple[type[Exception], ...]] = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
+    # What asyncpg says of a connection that the server ended in the moment in which it was used.
+    asyncpg.InternalClientError,
     OSError,
     TimeoutError,
 )

@@ -94,6 +94,13 @@ def message_id(thread_id: ThreadId, sender_id: UserId, client_msg_id: ClientMess
     return MessageId(f"{client_msg_id[:12]}8{digest[:3]}{variant}{digest[4:19]}")
 
 
+def derived_id(*parts: str) -> str:
+    """Return a UUIDv8 that is a pure function of texts without NUL: a repeated command makes the same event id."""
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:12]}8{digest[13:16]}{variant}{digest[17:32]}"
+
+
 def content_digest(
     body: str, attachments: list[str], reply_to: str | None, metadata: dict[str, object]
 ) -> bytes:

@@ -145,12 +145,30 @@ class SendingMetrics:
         )
 
 
+class StandingMetrics:
+    """The mirror of bans and revoked tokens (``shared.standing``)."""
+
+    def __init__(self, service: ServiceMetrics) -> None:
+        self.entries = service.gauge(
+            "messaging_standing_entries", "Users with a ban, a deactivation or revoked tokens."
+        )
+        self.confirmed = service.gauge(
+            "messaging_standing_confirmed",
+            "1 while the mirror of bans is known to be whole; at 0 an edge accepts nothing.",
+        )
+        self.catch_ups = service.tallies(
+            "messaging_standing_catch_ups_total",
+            "Times the mirror of bans was read from its bucket because it was behind.",
+        ).of()
+
+
 class EdgeMetrics(ServiceMetrics):
     """The edge: sockets, frames, fan-out, sends."""
 
     def __init__(self, version: str) -> None:
         super().__init__("edge", version)
         self.sending = SendingMetrics(self)
+        self.standing = StandingMetrics(self)
         self.sessions = self.gauge("messaging_edge_sessions", "Authenticated sessions now.")
         self.connections = self.gauge(
             "messaging_edge_connections", "Sockets now, those in their handshake included."
@@ -170,7 +188,8 @@ class EdgeMetrics(ServiceMetrics):
         )
         self.frames_out = self.tallies(
             "messaging_edge_frames_out_total",
-            "Frames queued for sockets, by type; 'held event' are those that waited for an attach or a repair.",
+            "Frames queued for sockets, by type; 'held event': waited for an attach or a repair; "
+            "'replayed event': read from the log for a client that was away.",
             "type",
         )
         self.errors = self.tallies(
@@ -186,9 +205,33 @@ class EdgeMetrics(ServiceMetrics):
             "Events not passed on, by reason: coalesced, unreadable, ephemeral over a full queue.",
             "reason",
         )
+        self._add_threads()
+
+    def _add_threads(self) -> None:
+        self.receipts = self.tallies(
+            "messaging_edge_receipts_total",
+            "Read markers, by what became of them: written, or coalesced into a later write.",
+            "result",
+        )
         self.repairs = self.tallies(
             "messaging_edge_repairs_total", "Threads read from the log because events were missing."
         ).of()
+        self.resets = self.tallies(
+            "messaging_edge_resets_total",
+            "Subscriptions ended with thread.reset, by reason: gap, generation, slow.",
+            "reason",
+        )
+        self.tail_checks = self.tallies(
+            "messaging_edge_tail_checks_total",
+            "Times the log was asked for lost last events: reconnect, leader, audit, attach; 'behind' is a finding.",
+            "trigger",
+        )
+        self.replays = self.tallies(
+            "messaging_edge_replays_total",
+            "Replays asked for, by result: recovered, too old, too long, busy, failed.",
+            "result",
+        )
+        self.replaying = self.gauge("messaging_edge_replaying", "Replays under way.")
         self.lookups = self.tallies(
             "messaging_edge_lookups_total",
             "Cached entries asked for, by bucket and result: access hit, users miss.",
@@ -209,6 +252,15 @@ class PersisterMetrics(ServiceMetrics):
         super().__init__("persister", version)
         self.consumer = ConsumerMetrics(self, "messaging_persister")
         self.outbox = OutboxMetrics(self, "messaging_persister")
+        self.ignored = self.counter(
+            "messaging_persister_events_ignored_total",
+            "Edits and deletions that changed nothing: message unknown or deleted, event known.",
+            "type",
+        )
+
+    def count_ignored(self, kind: str, number: int) -> None:
+        """Count events of a type that changed nothing."""
+        self.ignored.labels(kind).inc(number)
 
 
 class AnalyticsMetrics(ServiceMetrics):
@@ -270,6 +322,7 @@ class ApiMetrics(ServiceMetrics):
     def __init__(self, version: str) -> None:
         super().__init__("api", version)
         self.sending = SendingMetrics(self)
+        self.standing = StandingMetrics(self)
         self.outbox = OutboxMetrics(self, "messaging_api")
         self.requests = self.counter(
             "messaging_api_requests_total",

@@ -27,6 +27,7 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECRETS: Final = ("JWT_SECRET", "DATABASE_URL", "DATABASE_POSTGRES_PASSWORD", "NATS_URL")
 _WEAK: Final = ("secret", "password", "changeme", "change-me", "change_me", "replace", "example")
 _DISTINCT_MIN: Final = 8
+_REVOCATION_KEPT_MIN_S: Final = 30 * 86_400.0
 
 
 def parse_duration(text: object) -> float:
@@ -189,6 +190,11 @@ class Settings(BaseSettings):
     def persister_lag_max_s(self) -> float:
         """Beyond this age of the oldest unpersisted message, sends are refused: half of the log's age."""
         return self.messaging_log_age / 2
+
+    @property
+    def revocation_kept_s(self) -> float:
+        """How long revoked tokens stay known; no token may live longer. 30 days, or the life of our own ones."""
+        return max(_REVOCATION_KEPT_MIN_S, self.jwt_expiration)
 
     @property
     def origins(self) -> tuple[str, ...]:

@@ -32,6 +32,7 @@ ANALYTICS_DURABLE: Final = "analytics"
 API_DURABLE: Final = "api"
 
 SVC_MESSAGE_FIND: Final = "svc.message.find"
+SVC_MESSAGE_POSITION: Final = "svc.message.position"
 SVC_MESSAGE_SEND: Final = "svc.message.send"
 SVC_USER_SEEN: Final = "svc.user.seen"
 SVC_QUEUE: Final = "api"
@@ -40,6 +41,9 @@ LIVE_PREFIX: Final = "live"
 MSG_PREFIX: Final = "msg"
 INVALIDATION_PREFIX: Final = "inv"
 """Buckets republish their entries here: what was stored, never what was refused."""
+LEADER_ELECTED_PREFIX: Final = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED"
+LEADER_ELECTED: Final = "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.*"
+"""What the server says when a stream gets a leader; the last token is the stream."""
 SERVER_STATE: Final = "$SYS.REQ.SERVER.PING.VARZ"
 """Each server of the cluster answers with its configuration; imported from the system account."""
 
@@ -139,6 +143,11 @@ def invalidation_subject(bucket: str, key: str = "*") -> str:
     return f"{INVALIDATION_PREFIX}.{bucket}.{key}"
 
 
+def leader_elected_subject(stream: str) -> str:
+    """Return the subject on which the servers tell that a stream has a new leader."""
+    return f"{LEADER_ELECTED_PREFIX}.{_token(stream)}"
+
+
 def inbox_prefix(role: str, node: str) -> str:
     """Return the inbox prefix of one process: replies to one role are unreadable for the others."""
     return f"_INBOX_{_token(role)}.{_token(node)}"
@@ -203,7 +212,7 @@ def _edge_permissions(names: Sequence[str]) -> Permissions:
             "eph.*.*",
             "user.*",
             *(f"{INVALIDATION_PREFIX}.{bucket}.>" for bucket in BUCKETS),
-            "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.*",
+            f"{LEADER_ELECTED_PREFIX}.*",
             "_INBOX_edge.>",
         ],
     )
@@ -238,6 +247,8 @@ def _api_permissions(names: Sequence[str]) -> Permissions:
             "svc.>",
             "safety.message.check",
             *(f"$KV.{bucket}.>" for bucket in BUCKETS),
+            # Entries of bans that are over; the bucket would keep them for ever.
+            f"$JS.API.STREAM.PURGE.{bucket_stream(STANDING_BUCKET)}",
             *_read((*names, RCPT_STREAM, RATE_STREAM, *buckets)),
             *(f"$JS.API.CONSUMER.INFO.{name}.{PERSISTER_DURABLE}" for name in names),
             f"$JS.API.STREAM.INFO.{EVENTS_STREAM}",

@@ -99,10 +99,7 @@ FIND_THREAD: Final[LiteralString] = """
     WHERE m.message_id = $1
 """
 
-# One message as the asking user sees it, as JSON text; no row when they may not.
-#   $1 uuid thread   $2 text asking user   $3 text cursor suffix   $4 uuid message
-ONE: Final[LiteralString] = (
-    "SELECT row_to_json(o)::text AS body"  # noqa: S608 - constants of this package only
+_ONE: Final[LiteralString] = (
     """
     FROM thread_members AS me
     JOIN LATERAL (
@@ -110,11 +107,15 @@ ONE: Final[LiteralString] = (
         FROM messages AS m
         WHERE m.thread_id = $1 AND m.message_id = $4 AND m.seq >= me.visible_from
     ) AS m ON true
-    """
+    """  # noqa: S608 - constants of this package only
     + "CROSS JOIN LATERAL (SELECT "
     + MESSAGE_COLUMNS_IN_THREAD
     + ") AS o WHERE me.thread_id = $1 AND me.user_id = $2 AND me.removed_at IS NULL"
 )
+
+# One message as the asking user sees it, as JSON text; no row when they may not.
+#   $1 uuid thread   $2 text asking user   $3 text cursor suffix   $4 uuid message
+ONE: Final[LiteralString] = "SELECT row_to_json(o)::text AS body" + _ONE
 
 # What a new message answers, as its sender sees it, as JSON text; no row when it is nothing they may see.
 #   $1 uuid thread   $2 text asking user   $3 uuid the message answered to
@@ -143,8 +144,72 @@ FIND_FOR_RETRY: Final[LiteralString] = """
     LEFT JOIN messages AS m ON m.thread_id = $1 AND m.message_id = $2
 """
 
-# How far the persister is in some threads of the asking user.
-#   $1 uuid[] threads
-TAILS: Final[LiteralString] = """
-    SELECT coalesce(max(last_seq), 0) AS last_seq FROM thread_tails WHERE thread_id = ANY($1::uuid[])
+# How far the persister is in some threads of the asking user. What it passed over (a second copy, poison) moves no
+# tail, so its own position counts too.
+#   $1 uuid[] threads   $2 text[] the stream of each   $3 text consumer
+REACHED: Final[LiteralString] = """
+    SELECT coalesce(max(greatest(tail.last_seq, c.last_seq)), 0) AS last_seq
+    FROM unnest($1::uuid[], $2::text[]) AS asked(thread_id, stream)
+    LEFT JOIN thread_tails AS tail ON tail.thread_id = asked.thread_id
+    LEFT JOIN stream_cursors AS c ON c.stream = asked.stream AND c.consumer = $3
+"""
+
+# Whether the persister has not reached these seqs of these streams.
+#   $1 text[] streams   $2 bigint[] seqs   $3 text consumer
+BEHIND: Final[LiteralString] = """
+    SELECT EXISTS (
+        SELECT
+        FROM unnest($1::text[], $2::bigint[]) AS asked(stream, seq)
+        LEFT JOIN stream_cursors AS c ON c.stream = asked.stream AND c.consumer = $3
+        WHERE asked.seq > coalesce(c.last_seq, 0)
+    ) AS behind
+"""
+
+# The newest message at or below a position, NULL for none, and how far the persister is, in one snapshot. One row.
+#   $1 uuid thread   $2 bigint position   $3 text stream   $4 text consumer
+NEWEST_AT: Final[LiteralString] = """
+    SELECT c.last_seq AS persisted_seq, (SELECT max(seq) FROM messages WHERE thread_id = $1 AND seq <= $2) AS seq
+    FROM (SELECT) AS always
+    LEFT JOIN stream_cursors AS c ON c.stream = $3 AND c.consumer = $4
+"""
+
+# A message that somebody is about to change, as they see it, and what decides whether they may. No row: they see none.
+#   $1 uuid thread   $2 text asking user   $3 text cursor suffix   $4 uuid message
+TO_CHANGE: Final[LiteralString] = (
+    "SELECT m.sender_id, m.kind, m.seq, m.changed_seq, m.edited_at, m.deleted_at IS NOT NULL AS deleted,"
+    " row_to_json(o)::text AS object" + _ONE
+)
+
+# The versions of a message, oldest first, the current one included; none of a deleted one. One row {body: text}, no row
+# when the asking user may not see the message. One version more than the limit is read.
+#   $1 uuid thread   $2 text asking user   $3 uuid message   $4 int version after which to begin   $5 int limit
+HISTORY: Final[LiteralString] = """
+    WITH target AS MATERIALIZED (
+        SELECT m.*
+        FROM thread_members AS me
+        JOIN messages AS m ON m.thread_id = $1 AND m.message_id = $3 AND m.seq >= me.visible_from
+        WHERE me.thread_id = $1 AND me.user_id = $2 AND me.removed_at IS NULL
+    ), versions AS (
+        SELECT version, e.body, e.edited_at, editor_id
+        FROM message_edits AS e JOIN target ON e.thread_id = $1 AND e.message_id = target.message_id
+        UNION ALL
+        -- As sent: a message that was never edited has no versions of its own.
+        SELECT 1, body, sent_at, sender_id FROM target WHERE edited_at IS NULL AND deleted_at IS NULL
+    ), numbered AS (
+        SELECT row_number() OVER (ORDER BY version) AS n, version, json_build_object(
+            'version', version,
+            'body', body,
+            'edited_at', to_char(edited_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'),
+            'editor_id', editor_id
+        ) AS item
+        FROM versions WHERE version > $4::int ORDER BY version LIMIT $5::int + 1
+    )
+    SELECT concat(
+        '{"items":', coalesce(json_agg(item ORDER BY n) FILTER (WHERE n <= $5), '[]'),
+        ',"next_cursor":',
+        CASE WHEN max(n) > $5 THEN to_json(to_hex(max(version) FILTER (WHERE n = $5)))::text ELSE 'null' END,
+        '}'
+    ) AS body
+    FROM numbered
+    HAVING EXISTS (SELECT FROM target)
 """

@@ -62,7 +62,7 @@ PARTICIPANT_COLUMNS: Final[LiteralString] = """
     u.avatar_url,
     p.role,
     to_char(p.joined_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') AS joined_at,
-    coalesce(r.read_seq, 0) AS read_seq,
+    coalesce(r.shown_seq, 0) AS read_seq,
     coalesce(r.delivered_seq, 0) AS delivered_seq,
     'unknown' AS presence
 """
@@ -82,7 +82,7 @@ UNREAD_MESSAGES: Final[LiteralString] = """
       AND n.sender_id <> me.user_id AND n.kind = 'text' AND n.deleted_at IS NULL
 """
 
-# Counting stops at 1,000, which means "1,000 or more": no counter that could drift.
-UNREAD: Final[LiteralString] = (
-    "SELECT count(*) AS unread FROM (" + UNREAD_MESSAGES + "LIMIT 1000) AS counted"  # noqa: S608
+# To be continued with a limit and an alias: counting stops there, so that there is no counter that could drift.
+COUNT_UNREAD: Final[LiteralString] = (
+    "SELECT count(*) AS unread FROM (" + UNREAD_MESSAGES  # noqa: S608 - constants of this package only
 )

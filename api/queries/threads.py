@@ -3,10 +3,10 @@
 from typing import Final, LiteralString
 
 from api.queries.objects import (
+    COUNT_UNREAD,
     MESSAGE_COLUMNS,
     PARTICIPANT_COLUMNS,
     PARTICIPANT_JOINS,
-    UNREAD,
     UNREAD_MESSAGES,
 )
 
@@ -47,7 +47,7 @@ PAGE: Final[LiteralString] = (
 
 # The objects Thread as one member sees them, joined by commas in the order asked for; of threads of others, nothing.
 # One row; objects is null when there are none. revision is the one of the last thread: for one thread, its own.
-#   $1 text asking user   $2 uuid[] threads   $3 text[] their cursor suffixes
+#   $1 text asking user   $2 uuid[] threads   $3 text[] their cursor suffixes   $4 bigint unread counted at most
 OBJECTS: Final[LiteralString] = (
     "SELECT string_agg(row_to_json(o)::text, ',' ORDER BY asked.n) AS objects, max(t.revision) AS revision"  # noqa: S608
     """
@@ -77,8 +77,10 @@ OBJECTS: Final[LiteralString] = (
     ) AS members
     CROSS JOIN LATERAL (
     """
-    + UNREAD
+    + COUNT_UNREAD
     + """
+            LIMIT $4::bigint
+        ) AS unread_messages
     ) AS counted
     LEFT JOIN LATERAL (
         SELECT row_to_json(message) AS object
@@ -116,27 +118,6 @@ OBJECTS: Final[LiteralString] = (
             NULL::text AS draft,
             false AS me_archived
     ) AS o
-    """
-)
-
-# The members of a thread, for a member: objects joined by commas, and the sort key of the last one.
-#   $1 uuid thread   $2 text asking user   $3 timestamptz, $4 text: the last row of the page before, or nulls
-#   $5 int limit
-MEMBERS: Final[LiteralString] = (
-    "SELECT row_to_json(o)::text AS object, p.joined_at, p.user_id"  # noqa: S608 - constants of this package only
-    """
-    FROM thread_members AS me
-    JOIN thread_members AS p ON p.thread_id = me.thread_id AND p.removed_at IS NULL
-    """
-    + PARTICIPANT_JOINS
-    + "CROSS JOIN LATERAL (SELECT "
-    + PARTICIPANT_COLUMNS
-    + """
-    ) AS o
-    WHERE me.thread_id = $1 AND me.user_id = $2 AND me.removed_at IS NULL
-      AND ($3::timestamptz IS NULL OR (p.joined_at, p.user_id) > ($3, $4::text))
-    ORDER BY p.joined_at, p.user_id
-    LIMIT $5::int
     """
 )
 
@@ -178,14 +159,12 @@ LOCK_DIRECT: Final[LiteralString] = """
     SELECT thread_id, archived_at IS NOT NULL AS archived FROM threads WHERE direct_key = $1 FOR UPDATE
 """
 
-# A thread as its member is about to change it, locked until the transaction ends. No row: not a member.
-#   $1 uuid thread   $2 text asking user
+# A thread that somebody is about to change, locked until the transaction ends. Whether they may is asked afterwards, in
+# a statement of its own: one that waited for the lock would still see the members as they were before it.
+#   $1 uuid thread
 LOCK: Final[LiteralString] = """
-    SELECT t.kind, t.title, t.metadata::text AS metadata, t.archived_at IS NOT NULL AS archived, t.revision, me.role
-    FROM threads AS t
-    JOIN thread_members AS me ON me.thread_id = t.thread_id AND me.user_id = $2 AND me.removed_at IS NULL
-    WHERE t.thread_id = $1
-    FOR UPDATE OF t
+    SELECT kind, title, metadata::text AS metadata, history, archived_at IS NOT NULL AS archived, revision
+    FROM threads WHERE thread_id = $1 FOR UPDATE
 """
 
 # An archived thread keeps the time at which it was archived first.

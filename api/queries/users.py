@@ -2,7 +2,7 @@
 
 from typing import Final, LiteralString
 
-from api.queries.objects import UNREAD
+from api.queries.objects import UNREAD_MESSAGES
 
 # The last token decides; a token without a name leaves the name as it was. No row when nothing changed.
 #   $1 text user   $2 text name or null   $3 text role
@@ -22,19 +22,25 @@ PROFILE: Final[LiteralString] = """
     SELECT name, avatar_url, role, revision FROM users WHERE user_id = $1
 """
 
-# Over all threads of a user, each counted to 1,000.
-#   $1 text user
+# A user's unread messages over all threads, at most $2, as the feeds count them: a thread whose last message is read is
+# not looked into.
+#   $1 text user   $2 bigint count at most
 UNREAD_TOTAL: Final[LiteralString] = (
-    "SELECT coalesce(sum(counted.unread), 0)::bigint"  # noqa: S608 - constants of this package only
     """
-    FROM thread_members AS me
-    LEFT JOIN receipts AS mine ON mine.thread_id = me.thread_id AND mine.user_id = me.user_id
-    CROSS JOIN LATERAL (
-    """
-    + UNREAD
+    SELECT count(*) AS unread_total FROM (
+        SELECT
+        FROM thread_members AS me
+        JOIN thread_tails AS tail ON tail.thread_id = me.thread_id
+        LEFT JOIN receipts AS mine ON mine.thread_id = me.thread_id AND mine.user_id = me.user_id
+        CROSS JOIN LATERAL (
+    """  # noqa: S608 - constants of this package only
+    + UNREAD_MESSAGES
     + """
+            LIMIT $2::bigint
+        ) AS unread_messages
+        WHERE me.user_id = $1 AND me.removed_at IS NULL AND tail.last_message_seq > coalesce(mine.read_seq, 0)
+        LIMIT $2::bigint
     ) AS counted
-    WHERE me.user_id = $1 AND me.removed_at IS NULL
     """
 )
 

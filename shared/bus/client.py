@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final, Self, cast
+from urllib.parse import urlsplit
 
 from nats.aio.client import Client as NatsClient
 from nats.aio.client import Srv
@@ -99,9 +100,14 @@ class Client(NatsClient):
             BusDisconnectedError: No server answered in time.
         """
         self._connecting = asyncio.get_running_loop().create_future()
+        servers = [server.strip() for server in url.split(",")]
+        # Nodes that the cluster names by itself come without a login; they get the one that all of them know.
+        login = urlsplit(servers[0])
         dialing = asyncio.ensure_future(
             self.connect(
-                [server.strip() for server in url.split(",")],
+                servers,
+                user=login.username,
+                password=login.password,
                 name=name,
                 error_cb=self._note_error,
                 reconnected_cb=self._note_reconnected,

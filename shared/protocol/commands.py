@@ -18,6 +18,7 @@ NUMBER_MAX: Final = 2**53
 
 Ref = Annotated[str, msgspec.Meta(max_length=REF_CHARS_MAX)]
 Body = Annotated[str, msgspec.Meta(max_length=BODY_CHARS_MAX)]
+Position = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class AttachmentRef(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -49,6 +50,15 @@ class SendMessage(Command, frozen=True, tag="message.send"):
     )
     reply_to: str | None = None
     metadata: dict[str, Any] = msgspec.field(default_factory=dict)
+    ref: Ref | None = None
+
+
+class MarkRead(Command, frozen=True, tag="message.mark_read"):
+    """Mark everything of others as read, up to a message or up to a position; exactly one of the two is given."""
+
+    thread_id: str
+    message_id: str | None = None
+    seq: Position | None = None
     ref: Ref | None = None
 
 
@@ -88,12 +98,20 @@ class Ping(Command, frozen=True, tag="ping"):
 
 
 AnyCommand = (
-    Auth | SendMessage | StartTyping | StopTyping | SubscribeThread | UnsubscribeThread | Ping
+    Auth
+    | SendMessage
+    | MarkRead
+    | StartTyping
+    | StopTyping
+    | SubscribeThread
+    | UnsubscribeThread
+    | Ping
 )
 
 COMMANDS: Final[dict[str, type[AnyCommand]]] = {
     "auth": Auth,
     "message.send": SendMessage,
+    "message.mark_read": MarkRead,
     "typing.start": StartTyping,
     "typing.stop": StopTyping,
     "thread.subscribe": SubscribeThread,

@@ -139,6 +139,7 @@ class Ack(Frame, frozen=True, tag="ack"):
     thread_id: str | UnsetType = UNSET
     client_msg_id: str | UnsetType = UNSET
     seq: int | UnsetType = UNSET
+    read_seq: int | UnsetType = UNSET
     cursor: str | UnsetType = UNSET
     sent_at: str | UnsetType = UNSET
     duplicate: bool | UnsetType = UNSET
@@ -162,6 +163,69 @@ class NewMessage(Message, frozen=True, tag_field="type", tag="message.new"):
     """A message of a subscribed thread; ``prev_seq`` is the event before it that this session may see."""
 
     prev_seq: int
+
+
+class MessageUpdated(Frame, frozen=True, tag="message.updated"):
+    """The body of a message of a subscribed thread changed."""
+
+    thread_id: str
+    message_id: str
+    body: str
+    edited_at: str
+    seq: int
+    prev_seq: int
+    cursor: str
+
+
+class MessageDeleted(Frame, frozen=True, tag="message.deleted"):
+    """A message of a subscribed thread was deleted."""
+
+    thread_id: str
+    message_id: str
+    deleted_at: str
+    seq: int
+    prev_seq: int
+    cursor: str
+
+
+class ThreadMember(Frame, frozen=True, tag="thread.member"):
+    """The members of a subscribed thread changed. For a removed member it is the last event."""
+
+    thread_id: str
+    at: str
+    user_id: str
+    role: Literal["owner", "admin", "member"]
+    change: Literal["joined", "left", "removed", "role"]
+    by: str
+    seq: int
+    prev_seq: int
+    cursor: str
+
+
+ResetReason = Literal["gap", "generation", "slow"]
+"""``gap``: events are missing in the log; ``generation``: the log was begun anew; ``slow``: read too slowly."""
+
+
+class ThreadReset(Frame, frozen=True, tag="thread.reset"):
+    """The subscription of this thread is over: reload it over REST, then subscribe again."""
+
+    thread_id: str
+    reason: ResetReason
+
+
+class SyncRequired(Frame, frozen=True, tag="sync.required"):
+    """Activity may have been missed: ask ``GET /api/sync`` with the last sync cursor."""
+
+    reason: str
+
+
+class MessageRead(Frame, frozen=True, tag="message.read"):
+    """A member has read everything of others up to ``seq``."""
+
+    thread_id: str
+    user_id: str
+    seq: int
+    at: str
 
 
 class ThreadUpdated(Frame, frozen=True, tag="thread.updated"):
@@ -245,6 +309,12 @@ AnyFrame = (
     | Ack
     | Error
     | NewMessage
+    | MessageUpdated
+    | MessageDeleted
+    | MessageRead
+    | ThreadMember
+    | ThreadReset
+    | SyncRequired
     | ThreadUpdated
     | ThreadArchived
     | ThreadCreated

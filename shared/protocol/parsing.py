@@ -21,6 +21,7 @@ from shared.protocol.commands import (
     REF_CHARS_MAX,
     AnyCommand,
     AttachmentRef,
+    MarkRead,
     SendMessage,
 )
 from shared.protocol.frames import Detail
@@ -65,6 +66,8 @@ def parse_command(data: bytes) -> AnyCommand:
         command.metadata or command.attachments or not command.body
     ):
         check_content(command.body, command.attachments, command.metadata, command.ref)
+    elif type(command) is MarkRead:
+        _check_mark(command)
     return command
 
 
@@ -142,7 +145,15 @@ def _strict(data: bytes) -> AnyCommand:
         raise FrameError(ErrorCode.INVALID, [_detail(error)], ref) from error
     if isinstance(command, SendMessage):
         check_content(command.body, command.attachments, command.metadata, ref)
+    elif isinstance(command, MarkRead):
+        _check_mark(command)
     return command
+
+
+def _check_mark(command: MarkRead) -> None:
+    if (command.message_id is None) == (command.seq is None):
+        details = [Detail("", "give exactly one of message_id and seq")]
+        raise FrameError(ErrorCode.INVALID, details, command.ref)
 
 
 def _load(data: bytes) -> object:

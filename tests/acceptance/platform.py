@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ class Platform:
 
     def __init__(self, directory: Path, environment: dict[str, str]) -> None:
         self.directory = directory
-        self._environment = {
+        self.environment = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{ROOT / 'sdk' / 'python'}",
             "JWT_SECRET": SECRET,
@@ -60,7 +60,7 @@ class Platform:
         with output.open("wb") as out, self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command("up", "--json", "--port", f"{20_000 + secrets.randbelow(8_000)}"),
-                env=self._environment,
+                env=self.environment,
                 cwd=ROOT,
                 stdout=out,
                 stderr=log,
@@ -99,6 +99,17 @@ class Platform:
             because=f"{name} did not come back",
         )
 
+    @contextmanager
+    def suspended(self, name: str) -> Iterator[None]:
+        """Keep one process stopped, alive and deaf, as a machine that hangs."""
+        pid = self.pids()[name]
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
     def pids(self) -> dict[str, int | None]:
         """Return the processes that run now."""
         found: dict[str, int | None] = self._ps()["pids"]
@@ -118,7 +129,7 @@ class Platform:
         """Start another command of the platform on the same folder."""
         return subprocess.Popen(
             self._command(*words),
-            env=self._environment,
+            env=self.environment,
             cwd=ROOT,
             text=True,
             stdin=stdin,
@@ -161,7 +172,7 @@ class Platform:
     def _ps(self) -> dict[str, Any]:
         done = subprocess.run(
             self._command("ps", "--json"),
-            env=self._environment,
+            env=self.environment,
             cwd=ROOT,
             capture_output=True,
             timeout=20,

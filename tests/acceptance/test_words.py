@@ -199,6 +199,8 @@ def test_in_a_terminal_lines_are_edited_and_typing_is_seen(platform: Platform) -
         # Then it is the corrected one, for both
         ours.waits_for("tty-a: hello  ✓ sent")
         other.waits_for("tty-a: hello\r\n")
+        # And who wrote it sees that it was read
+        ours.waits_for("✓✓ read by tty-b")
         # And Ctrl+D and Ctrl+C leave, with the terminal as it was
         ours.type(b"\x04")
         other.process.send_signal(

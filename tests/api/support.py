@@ -135,7 +135,10 @@ async def running_api(
     subscriptions = Services(parts).serve()
     await bus.flush()
     stop = asyncio.Event()
-    tasks = [asyncio.create_task(parts.sender.run(stop))]
+    tasks = [
+        asyncio.create_task(parts.sender.run(stop)),
+        asyncio.create_task(parts.standing.run(stop)),
+    ]
     if relays:
         tasks.append(asyncio.create_task(parts.outbox.run(stop)))
     url = f"http://127.0.0.1:{server.bound_port}"

@@ -10,7 +10,7 @@ from tests.api.support import Api, make_thread, message_body
 
 NOT_FOUND = 404
 HIDDEN = ("ex-member", "stranger", "admin")
-"""None of them is a member; a platform's admin is no exception."""
+"""None of them is a member; a platform's admin is no exception, but for what only they may do."""
 
 
 class Route(NamedTuple):
@@ -22,7 +22,12 @@ class Route(NamedTuple):
     owner: int
     member: int
     hidden: int
+    admin: int | None = None
+    """Only where a platform's admin is an exception."""
 
+
+ENDS_THE_CALLER = {"sessions_revoke"}
+"""Whoever asks for it cannot ask again; ``test_standing`` does."""
 
 MATRIX = {
     "threads_list": Route("GET", "/api/threads", None, 200, 200, 200),
@@ -34,10 +39,26 @@ MATRIX = {
     "threads_update": Route("PATCH", "/api/threads/{thread}", {"title": "a"}, 200, 403, NOT_FOUND),
     "threads_archive": Route("DELETE", "/api/threads/{archived}", None, 204, 403, NOT_FOUND),
     "threads_members": Route("GET", "/api/threads/{thread}/members", None, 200, 200, NOT_FOUND),
+    "threads_changes": Route("GET", "/api/threads/{thread}/changes", None, 200, 200, NOT_FOUND),
+    "members_add": Route(
+        "POST", "/api/threads/{thread}/members", {"user_id": "ben"}, 200, 403, NOT_FOUND
+    ),
+    "members_remove": Route(
+        "DELETE", "/api/threads/{thread}/members/left", None, 204, 403, NOT_FOUND
+    ),
     "messages_list": Route("GET", "/api/messages?thread_id={thread}", None, 200, 200, NOT_FOUND),
     "messages_get": Route("GET", "/api/messages/{message}", None, 200, 200, NOT_FOUND),
     "messages_send": Route("POST", "/api/messages", {"send": "{thread}"}, 201, 201, NOT_FOUND),
+    "messages_edit": Route(
+        "PUT", "/api/messages/{message}", {"body": "not so secret"}, 200, 403, NOT_FOUND
+    ),
+    "messages_history": Route("GET", "/api/messages/{message}/history", None, 200, 200, NOT_FOUND),
+    "messages_delete": Route("DELETE", "/api/messages/{deleted}", None, 204, 403, NOT_FOUND),
+    "me_sync": Route("GET", "/api/sync", None, 200, 200, 200),
     "me_get": Route("GET", "/api/me", None, 200, 200, 200),
+    "bans_get": Route("GET", "/api/admin/bans/rude", None, 403, 403, 403, admin=404),
+    "bans_set": Route("PUT", "/api/admin/bans/rude", {}, 403, 403, 403, admin=200),
+    "bans_lift": Route("DELETE", "/api/admin/bans/rude", None, 403, 403, 403, admin=204),
 }
 
 
@@ -50,9 +71,13 @@ class World(NamedTuple):
 
 async def make_world(api: Api) -> World:
     owner = api.client("ava")
-    thread = (await make_thread(owner, "ben", "gone", title="secret plans"))["thread_id"]
+    people = ("ben", "gone", "left")
+    thread = (await make_thread(owner, *people, title="secret plans"))["thread_id"]
     archived = (await make_thread(owner, "ben", "gone"))["thread_id"]
-    sent = (await owner.post("/api/messages", json=message_body(thread, "a secret"))).json()
+    sent, deleted = [
+        (await owner.post("/api/messages", json=message_body(thread, "a secret"))).json()
+        for _ in range(2)
+    ]
     await api.fabric.pool.execute(
         "UPDATE thread_members SET removed_at = now() WHERE user_id = 'gone'"
     )
@@ -64,7 +89,12 @@ async def make_world(api: Api) -> World:
         "admin": api.client("root", role="admin"),
         "nobody": api.client(None),
     }
-    names = {"thread": thread, "archived": archived, "message": sent["message_id"]}
+    names = {
+        "thread": thread,
+        "archived": archived,
+        "message": sent["message_id"],
+        "deleted": deleted["message_id"],
+    }
     return World(names, clients)
 
 
@@ -86,9 +116,13 @@ async def test_every_route_answers_every_kind_of_caller_as_it_should(api: Api) -
         # When each of them asks for everything, under both prefixes
         for operation, route in MATRIX.items():
             for who, client in world.clients.items():
-                wanted = {"owner": route.owner, "member": route.member, "nobody": 401}.get(
-                    who, route.hidden
-                )
+                admin = route.hidden if route.admin is None else route.admin
+                wanted = {
+                    "owner": route.owner,
+                    "member": route.member,
+                    "nobody": 401,
+                    "admin": admin,
+                }.get(who, route.hidden)
                 for prefix in ("/api", "/api/v1"):
                     answer = await ask(client, route, world.names, prefix)
                     # Then each gets what they may
@@ -105,17 +139,26 @@ def test_no_route_is_missing_from_the_matrix() -> None:
         for path, operations in openapi_document()["paths"].items()
         for method, operation in operations.items()
     }
-    assert set(documented) == set(MATRIX)
-    for operation, (method, path) in documented.items():
-        route = MATRIX[operation]
+    assert set(documented) == set(MATRIX) | ENDS_THE_CALLER
+    for operation, route in MATRIX.items():
+        method, path = documented[operation]
         plain = route.path.partition("?")[0]
         assert method == route.method
         assert plain.count("/") == path.count("/")
 
 
 async def test_what_may_not_be_seen_is_one_answer_whatever_the_reason(api: Api) -> None:
-    # Given ids that are malformed, unknown, another's, of another kind, or hostile
-    world = await make_world(api)
+    async with api.fabric.persister():
+        world = await make_world(api)
+        answers = await _ask_for_anything(world)
+    # Then no answer tells them apart
+    texts = {answer.text.replace(answer.json()["trace_id"], "") for answer in answers}
+    assert {answer.status_code for answer in answers} == {404}
+    assert len(texts) == 1, texts
+
+
+async def _ask_for_anything(world: World) -> list[httpx.Response]:
+    """Ask as a stranger for ids that are malformed, unknown, another's, of another kind, or hostile."""
     stranger = world.clients["stranger"]
     ids = [
         world.names["thread"],
@@ -139,12 +182,17 @@ async def test_what_may_not_be_seen_is_one_answer_whatever_the_reason(api: Api) 
         answers.append(await stranger.get(f"/api/messages/{quoted}"))
         answers.append(await stranger.patch(f"/api/threads/{quoted}", json={"title": "x"}))
         answers.append(await stranger.delete(f"/api/threads/{quoted}"))
+        answers.append(await stranger.get(f"/api/threads/{quoted}/changes"))
+        answers.append(
+            await stranger.post(f"/api/threads/{quoted}/members", json={"user_id": "eve"})
+        )
+        answers.append(await stranger.delete(f"/api/threads/{quoted}/members/eve"))
+        answers.append(await stranger.get(f"/api/messages/{quoted}/history"))
+        answers.append(await stranger.put(f"/api/messages/{quoted}", json={"body": "x"}))
+        answers.append(await stranger.delete(f"/api/messages/{quoted}"))
         if one != "%00":
             answers.append(await stranger.get("/api/messages", params={"thread_id": one}))
-    # Then no answer tells them apart
-    texts = {answer.text.replace(answer.json()["trace_id"], "") for answer in answers}
-    assert {answer.status_code for answer in answers} == {404}
-    assert len(texts) == 1, texts
+    return answers
 
 
 async def test_ids_may_carry_hyphens_and_capitals(api: Api) -> None:

@@ -5,6 +5,7 @@ import time
 
 from shared.cursors import encode_cursor
 from shared.identity import ThreadId, new_id
+from shared.protocol import UNREAD_MAX
 from tests.api.support import Api, entry_of, make_thread, running_api
 from tests.support.eventually import eventually_passes
 from tests.support.fabric import Fabric
@@ -31,6 +32,7 @@ async def test_me_is_what_the_token_says_and_nothing_that_is_not_true(api: Api) 
         "features": {"clips": True, "analytics": True, "typing": True, "receipts": True},
         "settings": {},
         "ws_url": f"ws://127.0.0.1:{port}/ws/messaging",
+        "sync_cursor": me["sync_cursor"],
     }
 
 
@@ -61,6 +63,23 @@ async def test_unread_counts_messages_of_others_in_every_thread(api: Api) -> Non
         assert (await ben.get("/api/me")).json()["unread_total"] == 0
 
 
+async def test_unread_counts_stop_at_a_thousand_in_each_thread_and_in_all(api: Api) -> None:
+    # Given two threads that nobody has read for long
+    ava = api.client("ava")
+    threads = [ThreadId((await make_thread(ava, "ben"))["thread_id"]) for _ in range(2)]
+    await api.fabric.send(threads[0], "ben", *["x"] * (UNREAD_MAX + 5))
+    seqs = await api.fabric.send(threads[1], "ben", *["x"] * (UNREAD_MAX - 1))
+    async with api.fabric.persister():
+        await api.fabric.reached(seqs[-1])
+    # Then more than that is not told, and less is exact
+    listed = (await ava.get("/api/threads")).json()["items"]
+    unread = {one["thread_id"]: one["unread"] for one in listed}
+    assert unread == {threads[0]: UNREAD_MAX, threads[1]: UNREAD_MAX - 1}
+    synced = (await ava.get("/api/sync")).json()["items"]
+    assert {one["thread_id"]: one["unread"] for one in synced} == unread
+    assert (await ava.get("/api/me")).json()["unread_total"] == UNREAD_MAX
+
+
 async def test_a_caller_becomes_known_to_the_edges(api: Api) -> None:
     await api.client("ava", name="Ava", role="creator").get("/api/me")
 
@@ -82,20 +101,31 @@ async def test_a_reader_who_knows_a_position_never_gets_older_data(api: Api) -> 
     thread_id = ThreadId((await make_thread(ava, "ben"))["thread_id"])
     seqs = await api.fabric.send(thread_id, "ava", "new")
     known = {"Messaging-Cursor": encode_cursor(thread_id, seqs[-1])}
-    paths = (f"/api/threads/{thread_id}", f"/api/messages?thread_id={thread_id}", "/api/threads")
+    paths = [
+        f"/api/threads/{thread_id}",
+        f"/api/messages?thread_id={thread_id}",
+        "/api/threads",
+        f"/api/threads/{thread_id}/members",
+        f"/api/threads/{thread_id}/changes",
+        "/api/me",
+        "/api/sync",
+    ]
     # When it is asked for by its position, it is unavailable rather than missing
     started = time.monotonic()
     late = await asyncio.gather(*(ava.get(path, headers=known) for path in paths))
-    assert [answer.status_code for answer in late] == [503, 503, 503]
+    assert [answer.status_code for answer in late] == [503] * len(paths)
     assert 1.5 < time.monotonic() - started < 6
     # And when the persister comes in time, it is there
     waiting = [asyncio.ensure_future(ava.get(path, headers=known)) for path in paths]
     async with api.fabric.persister():
         answers = await asyncio.gather(*waiting)
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert [answer.status_code for answer in answers] == [200] * len(paths)
     assert answers[0].json()["messages"][0]["body"] == "new"
     assert answers[1].json()["items"][0]["body"] == "new"
     assert answers[2].json()["items"][0]["last_message"]["body"] == "new"
+    assert answers[3].json()["items"][0]["read_seq"] == seqs[-1]
+    assert answers[4].json()["items"][0]["body"] == "new"
+    assert answers[6].json()["items"][0]["cursor"] == known["Messaging-Cursor"]
 
 
 async def test_positions_of_nothing_that_is_read_are_refused(api: Api) -> None:

@@ -110,9 +110,17 @@ async def test_while_nats_is_away_nothing_is_written(fabric: Fabric) -> None:
         await eventually(lambda: not api.parts.bus.connected)
         # When something is to be made or changed
         made = await ava.post("/api/threads", json={"kind": "group", "participants": ["cleo"]})
-        changed = await ava.patch(f"/api/threads/{thread_id}", json={"title": "new"})
+        refused = [
+            made,
+            await ava.patch(f"/api/threads/{thread_id}", json={"title": "new"}),
+            await ava.post(f"/api/threads/{thread_id}/members", json={"user_id": "cleo"}),
+            await ava.delete(f"/api/threads/{thread_id}/members/ben"),
+            await ava.put(f"/api/messages/{new_id()}", json={"body": "new"}),
+            await ava.delete(f"/api/messages/{new_id()}"),
+        ]
         # Then it is refused as a whole, reading goes on, and the api is not ready
-        assert (made.status_code, changed.status_code) == (503, 503)
+        assert {answer.status_code for answer in refused} == {503}
+        assert await fabric.count("thread_members") == 2
         assert (await ava.get(f"/api/threads/{thread_id}")).json()["title"] == "old"
         assert await fabric.count("threads") == 1
         assert (await ava.get("/readyz")).status_code == 503

@@ -8,7 +8,12 @@ import pytest
 
 from shared.bus import Bus, BusError
 from shared.identity import ThreadId, UserId, client_message_id, message_id, new_id
-from shared.subjects import SVC_MESSAGE_FIND, SVC_MESSAGE_SEND, SVC_USER_SEEN
+from shared.subjects import (
+    SVC_MESSAGE_FIND,
+    SVC_MESSAGE_POSITION,
+    SVC_MESSAGE_SEND,
+    SVC_USER_SEEN,
+)
 from tests.api.support import Api, entry_of, make_thread, message_body
 from tests.support.fabric import new_message
 
@@ -75,6 +80,38 @@ async def test_find_refuses_what_is_no_triple(api: Api) -> None:
     ):
         with pytest.raises(BusError):
             await ask(api.fabric.edge, SVC_MESSAGE_FIND, **{**good, **change})
+
+
+async def test_a_position_is_that_of_a_message_or_of_the_newest_one_below(api: Api) -> None:
+    # Given two messages of a thread, with those of another one between them
+    thread_id = ThreadId((await make_thread(api.client("ava"), "ben"))["thread_id"])
+    other = ThreadId((await make_thread(api.client("ava"), "cid"))["thread_id"])
+    events = [new_message(thread, "ava") for thread in (thread_id, other, other, thread_id)]
+    seqs = await api.fabric.store(events)
+
+    async def position(**fields: Any) -> dict[str, Any]:  # noqa: ANN401
+        return await ask(api.fabric.edge, SVC_MESSAGE_POSITION, thread_id=thread_id, **fields)
+
+    # No persister has read them: nobody can say
+    assert (await position(message_id=events[0].message_id))["status"] == "unknown"
+    assert (await position(seq=seqs[2]))["status"] == "unknown"
+    async with api.fabric.persister():
+        await api.fabric.reached(seqs[-1])
+        # By id: where it is, certainly absent when it is of another thread
+        found = {"status": "stored", "seq": seqs[3]}
+        assert await position(message_id=events[3].message_id) == found
+        assert (await position(message_id=events[1].message_id))["status"] == "absent"
+        # By position: the newest message at or below, 0 when there is none
+        for seq, message_seq in (
+            (seqs[3] + 9, seqs[3]),
+            (seqs[3], seqs[3]),
+            (seqs[2], seqs[0]),
+            (seqs[0] - 1, 0),
+        ):
+            assert await position(seq=seq) == {"status": "stored", "seq": message_seq}, seq
+    for wrong in ({"message_id": "*"}, {"seq": "1"}):
+        with pytest.raises(BusError):
+            await position(**wrong)
 
 
 async def test_a_user_who_was_seen_has_an_entry_that_edges_can_read(api: Api) -> None:

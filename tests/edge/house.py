@@ -173,9 +173,9 @@ class House:
         self._sockets: list[ClientConnection] = []
         self._buses: dict[str, Bus] = {}
 
-    async def provision(self) -> None:
+    async def provision(self, **changes: Any) -> None:  # noqa: ANN401
         """Make every stream and consumer, as ``lilith provision`` does; no database is needed here."""
-        settings = self.settings()
+        settings = self.settings(**changes)
         bus = await self.bus("provision")
         configs = [message_stream(settings, 0, 1), *other_streams(settings)]
         for config in configs:

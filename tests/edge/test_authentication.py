@@ -133,6 +133,11 @@ async def test_silence_closes_with_4500(
     assert await client.closed() == 4500
     assert 0.9 < time.monotonic() - started < 3
 
+    async def is_counted() -> bool:
+        return await edge.metric('messaging_edge_closes_total{code="4500"}') == 1
+
+    await house.eventually(is_counted)
+
 
 async def test_a_renewed_token_moves_the_end_and_the_old_one_is_forgotten(
     house: House, edge: Edge

@@ -194,6 +194,8 @@ async def test_the_third_bad_frame_is_answered_and_then_closed_with_1008(
     assert codes == ["bad_frame", "unknown_type", "invalid"]
     assert await client.closed() == 1008
     assert await house.stored() == 0
+    await house.eventually(lambda: _is_gone(edge))
+    assert await edge.metric('messaging_edge_closes_total{code="1008"}') == 1
 
 
 async def close_code(client: Client, frames: list[Frame]) -> int:
@@ -226,6 +228,8 @@ async def test_frames_that_the_protocol_forbids_close_with_the_code_of_rfc_6455(
     for name, (frames, code) in cases.items():
         client = await house.client(edge, "ava")
         assert await close_code(client, frames) == code, name
+    await house.eventually(lambda: _is_gone(edge))
+    assert await edge.metric('messaging_edge_closes_total{code="1009"}') == 3
 
 
 async def test_an_unmasked_frame_closes_with_1002(house: House, edge: Edge) -> None:

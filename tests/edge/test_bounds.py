@@ -106,6 +106,8 @@ async def test_the_31st_command_of_a_second_is_told_to_wait(house: House, edge: 
     assert 1 <= len(refused) <= 8
     assert all(answer["code"] == "rate_limited" and answer["retryable"] for answer in refused)
     assert all(0 < answer["retry_after_ms"] <= 34 for answer in refused)
+    counted = await edge.metric('messaging_edge_errors_total{code="rate_limited"}')
+    assert counted == len(refused)
     # And after waiting it goes on
     await asyncio.sleep(0.1)
     assert (await ava.ask("ping"))["type"] == "pong"
@@ -121,6 +123,8 @@ async def test_the_tenth_limit_error_is_answered_and_then_closed_with_4429(
     while errors < 10:
         errors += (await ava.next())["type"] == "error"
     assert await ava.closed() == 4429
+    await house.eventually(lambda: _sessions(edge, 0))
+    assert await edge.metric('messaging_edge_closes_total{code="4429"}') == 1
 
 
 async def test_sends_are_counted_per_user_over_all_edges(house: House) -> None:
@@ -164,6 +168,7 @@ async def test_a_peer_is_pinged_and_a_dead_one_is_cut(
     # Then the dead one is cut a second after its ping, and the other one is not
     await house.eventually(lambda: _sessions(edge, 1))
     assert 1.5 < time.monotonic() - started < 6
+    assert await edge.metric('messaging_edge_closes_total{code="lost"}') == 1
     await alive.silence(for_s=2.5)
     assert (await alive.ask("ping"))["type"] == "pong"
 

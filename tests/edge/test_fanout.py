@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from edge.fanout import HELD_MAX, PENDING_MAX, Event, Subscription, ThreadFeed
+from edge.fanout import HELD_MAX, PENDING_MAX, Event, Subscription, ThreadFeed, Verdict
 from edge.outbound import payload_of
 from shared.cursors import encode_cursor
 from shared.events import MessageNew, encode_event
@@ -25,6 +25,13 @@ class Receiver:
         self.subscriptions: dict[ThreadId, Subscription] = {}
         self.frames: list[bytes] = []
         self.ephemeral: list[bytes] = []
+
+    @property
+    def has_room(self) -> bool:
+        return True
+
+    async def room(self) -> None:
+        return
 
     def push(self, frame: bytes) -> None:
         self.frames.append(frame)
@@ -72,7 +79,8 @@ def subscribe(feed: ThreadFeed, receiver: Receiver, position: int | None = None)
     subscription = Subscription(feed, receiver, None)
     feed.subscriptions[receiver] = subscription
     if position is not None:
-        subscription.begin(position)
+        subscription.answer(position)
+        subscription.begin()
     return subscription
 
 
@@ -128,7 +136,7 @@ def test_a_gap_holds_events_until_the_log_was_read() -> None:
     receiver = Receiver()
     subscribe(feed, receiver, 5)
     # When 8 and 9 come
-    assert feed.receive(event(8, before=7)) is None
+    assert feed.receive(event(8, before=7)) is Verdict.GAP
     assert feed.receive(event(9, before=8)) == 0
     # Then nothing is shown until the log was read
     assert receiver.frames == []
@@ -179,7 +187,8 @@ def test_events_during_the_attach_come_after_the_tail() -> None:
     feed.begin(5)
     assert feed.release() == (0, True)
     assert subscription.floor == 5
-    subscription.begin(5)
+    subscription.answer(5)
+    subscription.begin()
     # Then only what came after it is shown
     assert receiver.chain == [(5, 6)]
 
@@ -265,7 +274,7 @@ class Replay:
 
     def hear(self, index: int) -> None:
         seq = self.seqs[index]
-        if self.feed.receive(event(seq, self._before[seq])) is None:
+        if self.feed.receive(event(seq, self._before[seq])) is Verdict.GAP:
             self.repair(index)
 
     def happen(self, kind: str, index: int) -> None:
@@ -281,7 +290,8 @@ class Replay:
         elif kind == "answer" and self.pending:
             receiver, subscription, tail = self.pending.pop(0)
             position = max(subscription.floor, tail)
-            subscription.begin(position)
+            subscription.answer(position)
+            subscription.begin()
             self.answered.append((receiver, position))
 
 

@@ -154,6 +154,7 @@ async def test_beyond_the_cap_the_handshake_gets_503(house: House) -> None:
     assert response.status_code == 503
     assert json.loads(response.body or b"")["code"] == "unavailable"
     assert response.headers["Retry-After"]
+    assert await edge.metric('messaging_edge_handshakes_total{result="503"}') == 1
     # And a place that becomes free is given away
     await first.close()
     await house.open(edge)
@@ -166,6 +167,7 @@ async def test_beyond_the_cap_of_its_address_a_client_gets_429(house: House) -> 
         await house.open(edge)
     assert refused.value.response.status_code == 429
     assert json.loads(refused.value.response.body or b"")["code"] == "rate_limited"
+    assert await edge.metric('messaging_edge_handshakes_total{result="429"}') == 1
     # And other addresses still come in
     await house.open(edge, local_addr=("127.0.0.2", 0))
     await last.close()
@@ -185,6 +187,7 @@ async def test_a_handshake_that_takes_too_long_is_cut(
         with suppress(ConnectionResetError):
             assert await reader.read() == b""
     assert 0.9 < time.monotonic() - started < 3
+    assert await edge.metric('messaging_edge_handshakes_total{result="late"}') == 1
     writer.transport.abort()
 
 
@@ -205,7 +208,12 @@ async def test_the_operations_port_answers(edge: Edge) -> None:
     assert (await edge.ops("/livez"))[0] == 200
     status, body = await edge.ops("/readyz")
     assert status == 200
-    assert json.loads(body)["checks"] == {"nats": True, "gateway": True, "running": True}
+    assert json.loads(body)["checks"] == {
+        "nats": True,
+        "gateway": True,
+        "standing": True,
+        "running": True,
+    }
     status, text = await edge.ops("/metrics")
     assert status == 200
     assert "messaging_edge_connections " in text

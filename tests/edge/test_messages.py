@@ -7,6 +7,7 @@ import pytest
 from shared.identity import ClientMessageId, UserId, message_id, new_id
 from shared.subjects import msg_subject
 from tests.edge.house import Edge, House
+from tests.edge.test_replay import membership, store
 
 
 @pytest.fixture
@@ -244,11 +245,14 @@ async def test_a_changed_entry_acts_at_once(house: House, edge: Edge) -> None:
     # When the api writes one without ben
     await house.thread("ava", thread_id=thread_id, revision=2)
 
-    # Then ben neither writes nor reads
+    # Then ben writes no more
     async def is_foreign() -> bool:
         return (await ben.send(thread_id)).get("code") == "not_found"
 
     await house.eventually(is_foreign)
+    # And reads no more, from the event of the removal on
+    await store(house, membership(thread_id, "ben", "removed"))
+    assert (await ben.next("thread.member", "message.new"))["type"] == "thread.member"
     await ava.send(thread_id, "2")
     await ben.silence("message.new")
     # And an older entry that arrives late changes nothing

@@ -6,11 +6,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from persister.feeds import UNREAD_MAX, Feeds
+from persister.feeds import Feeds
 from shared.bus import Bus, PublishTimeoutError, header_value
 from shared.cursors import encode_cursor
 from shared.identity import ThreadId, new_id
 from shared.outbox import OutboxRow
+from shared.protocol import UNREAD_MAX
 from tests.support.eventually import eventually, eventually_passes
 from tests.support.fabric import Fabric, new_message
 

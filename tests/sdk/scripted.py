@@ -19,6 +19,7 @@ from lilith_client import Event
 
 Frame = dict[str, Any]
 Misbehaviour = Callable[[ServerConnection, Frame], Awaitable[bool]]
+AT = "2026-11-24T12:00:00.000Z"
 HELLO: Frame = {
     "type": "hello",
     "protocol": "messaging.v1.json",
@@ -38,7 +39,8 @@ HELLO: Frame = {
 class Fabric:
     """What every edge of the platform shares: one log per thread, and the misbehaviour of the moment.
 
-    ``replays``: whether ``after`` is answered by a replay; else with ``recovered: false``.
+    ``replays``: whether missed events are replayed; else whoever missed any gets ``recovered: false``.
+    ``synced``: what ``GET /api/sync`` answers, by its ``after``; any other ``after`` is ``gone``.
     ``on_command``: looks at each command first and may answer it in its own way by returning True.
     """
 
@@ -47,6 +49,7 @@ class Fabric:
         self.commands: list[Frame] = []
         self.reads: list[str] = []
         self.replays = True
+        self.synced: dict[str | None, Frame] = {}
         self.on_command: Callable[[ServerConnection, Frame], Any] = lambda _socket, _frame: None
         self.refuse_handshake: int | None = None
         self.refuse_reads = 0
@@ -59,33 +62,56 @@ class Fabric:
         """Append a message as if somebody had sent it, without telling any session."""
         log = self.logs[thread_id]
         for known in log:
-            if client_msg_id and known["client_msg_id"] == client_msg_id:
+            if client_msg_id and known.get("client_msg_id") == client_msg_id:
                 return {**known, "duplicate": True}
-        seq = next(self._seqs) * 3
         message = {
-            "type": "message.new",
-            "message_id": f"m{seq}",
-            "thread_id": thread_id,
             "client_msg_id": client_msg_id,
             "sender_id": sender,
             "kind": "text",
             "body": body,
-            "sent_at": f"2026-11-24T12:{seq // 60 % 60:02d}:{seq % 60:02d}.000Z",
-            "seq": seq,
-            "prev_seq": self.tail(thread_id),
-            "cursor": f"c{seq}",
+            "sent_at": AT,
         }
-        log.append(message)
-        return {**message, "duplicate": False}
+        return {**self._append(thread_id, "message.new", message), "duplicate": False}
+
+    def edit(self, thread_id: str, message_id: str, body: str) -> Frame:
+        """Append another body of a message."""
+        change = {"message_id": message_id, "body": body, "edited_at": AT}
+        return self._append(thread_id, "message.updated", change)
+
+    def delete(self, thread_id: str, message_id: str) -> Frame:
+        """Append the deletion of a message."""
+        change = {"message_id": message_id, "deleted_at": AT}
+        return self._append(thread_id, "message.deleted", change)
+
+    def _append(self, thread_id: str, kind: str, fields: Frame) -> Frame:
+        seq = next(self._seqs) * 3
+        place = {"seq": seq, "prev_seq": self.tail(thread_id), "cursor": f"c{seq}"}
+        frame = {"type": kind, "thread_id": thread_id, "message_id": f"m{seq}", **fields, **place}
+        self.logs[thread_id].append(frame)
+        return frame
+
+    def changed_since(self, thread_id: str, seq: int) -> list[Frame]:
+        """Return what is different since ``seq`` as it is now, one frame per message."""
+        now: dict[str, Frame] = {}
+        for event in self.logs[thread_id]:
+            key, is_new = event["message_id"], event["type"] == "message.new"
+            if is_new or now[key]["type"] != "message.new" or now[key]["seq"] <= seq:
+                now[key] = event
+            elif event["type"] == "message.updated":
+                now[key] = {**now[key], "body": event["body"], "edited_at": AT}
+            else:
+                now[key] = {**now[key], "body": "", "deleted_at": AT}
+        changed = [frame for frame in now.values() if frame["seq"] > seq]
+        return sorted(changed, key=lambda frame: int(frame["seq"]))
 
     def tail(self, thread_id: str) -> int:
-        """Return the seq of the last message, 0 when there is none."""
+        """Return the seq of the last event, 0 when there is none."""
         log = self.logs[thread_id]
         return int(log[-1]["seq"]) if log else 0
 
     def bodies(self, thread_id: str) -> list[str]:
-        """Return the stored bodies in order."""
-        return [message["body"] for message in self.logs[thread_id]]
+        """Return the bodies as they were sent, in order."""
+        return [event["body"] for event in self.logs[thread_id] if event["type"] == "message.new"]
 
     def sent(self, kind: str) -> list[Frame]:
         """Return every command of one type that any edge got."""
@@ -150,6 +176,10 @@ class Edge:
         for socket in list(self._subscribed[message["thread_id"]]):
             await socket.send(json.dumps(message))
 
+    def forget(self, thread_id: str) -> None:
+        """Deliver nothing more of a thread to whoever subscribed it until now."""
+        self._subscribed[thread_id].clear()
+
     def _handshake(self, socket: ServerConnection, request: Request) -> Response | None:
         self.handshakes += 1
         if self.fabric.refuse_handshake is not None:
@@ -209,32 +239,39 @@ class Edge:
         thread_id = frame["thread_id"]
         tail = self.fabric.tail(thread_id)
         cursor = f"c{tail}" if tail else "0"
-        after = frame.get("after")
-        recovered = after is None or after == cursor or self.fabric.replays
+        from_seq = tail if frame.get("after") is None else _seq_of(frame["after"])
+        missed = [event for event in self.fabric.logs[thread_id] if event["seq"] > from_seq]
+        recovered = self.fabric.replays or not missed
         ack: Frame = {
             "cursor": cursor,
             "recovered": recovered,
             "participants": [],
             "participant_count": 0,
         }
-        missed = []
-        if after is not None and recovered:
-            from_seq = 0 if after == "0" else int(after[1:])
-            missed = [m for m in self.fabric.logs[thread_id] if m["seq"] > from_seq]
         await socket.send(json.dumps({"type": "ack", "ref": frame["ref"], **ack}))
-        for message in missed:
-            await socket.send(json.dumps(message))
+        if recovered:
+            caught_up = {"type": "thread.caught_up", "thread_id": thread_id, "cursor": cursor}
+            for event in [*missed, caught_up]:
+                await socket.send(json.dumps(event))
+        while newer := [event for event in self.fabric.logs[thread_id] if event["seq"] > tail]:
+            tail = newer[-1]["seq"]
+            for event in newer:
+                await socket.send(json.dumps(event))
         self._subscribed[thread_id].add(socket)
 
 
 class Api:
-    """A scripted ``GET /api/messages`` over the fabric's logs."""
+    """Scripted reads over the fabric's logs: messages, changes, sync. ``status``: what every answer has.
+
+    ``code`` names the error when ``status`` is one.
+    """
 
     def __init__(self, fabric: Fabric) -> None:
         self._fabric = fabric
         self._server: asyncio.Server | None = None
         self.address = ""
         self.status = 200
+        self.code = "not_found"
 
     async def start(self) -> None:
         """Listen."""
@@ -251,7 +288,7 @@ class Api:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         target = head.split(" ")[1]
         self._fabric.reads.append(head)
-        status, body = self.status, self._body(target)
+        status, body = self._answer(target)
         if self._fabric.refuse_reads > 0:
             self._fabric.refuse_reads -= 1
             status, body = 503, {"code": "unavailable", "detail": "not yet"}
@@ -263,13 +300,32 @@ class Api:
         await writer.drain()
         writer.close()
 
-    def _body(self, target: str) -> Frame:
+    def _answer(self, target: str) -> tuple[int, Frame]:
         if self.status >= 400:
-            return {"code": "not_found", "detail": "nothing here"}
-        query = {name: values[0] for name, values in parse_qs(urlsplit(target).query).items()}
+            return self.status, {"code": self.code, "detail": "scripted"}
+        parts = urlsplit(target)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        if parts.path == "/api/sync":
+            page = self._fabric.synced.get(query.get("cursor", query.get("after")))
+            return (200, page) if page else (410, {"code": "gone", "detail": "another generation"})
+        if parts.path.endswith("/changes"):
+            return 200, self._changes(parts.path.split("/")[-2], query)
+        return 200, self._messages(query)
+
+    def _changes(self, thread_id: str, query: dict[str, str]) -> Frame:
+        since, limit = _seq_of(query.get("cursor", query["after"])), int(query["limit"])
+        found = self._fabric.changed_since(thread_id, since)
+        return {
+            "items": found[:limit],
+            "next_cursor": found[limit - 1]["cursor"] if len(found) > limit else None,
+            "cursor": f"c{self._fabric.tail(thread_id)}",
+        }
+
+    def _messages(self, query: dict[str, str]) -> Frame:
         log = [
             {name: value for name, value in message.items() if name not in {"type", "prev_seq"}}
             for message in self._fabric.logs[query["thread_id"]]
+            if message["type"] == "message.new"
         ]
         limit = int(query["limit"])
         if "after" in query:
@@ -312,6 +368,10 @@ class Reader:
 
     def of(self, kind: str) -> list[Event]:
         return [event for event in self.events if event.type == kind]
+
+
+def _seq_of(cursor: str) -> int:
+    return 0 if cursor == "0" else int(cursor[1:])
 
 
 def refusing(kind: str, code: str, *, retryable: bool = False) -> Misbehaviour:

@@ -55,7 +55,7 @@ async def test_events_come_through_the_iterator_too_and_end_with_close(
         seen.append(event.type)
         if event.type == "message.new":
             await client.close()
-    assert seen == ["client.connected", "message.new"]
+    assert seen == ["client.connected", "thread.caught_up", "message.new"]
 
 
 async def test_many_messages_to_one_thread_keep_the_order_of_the_calls(

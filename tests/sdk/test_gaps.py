@@ -1,17 +1,11 @@
 """What a client missed: read again, once and in order, over whichever way there is."""
 
 import asyncio
-import json
-from typing import Any
 
 import pytest
-from websockets.asyncio.server import ServerConnection
 
-from lilith_client import (
-    Client,
-    Position,
-)
-from tests.sdk.scripted import HELLO, Api, Edge, Fabric, Reader
+from lilith_client import Client, Event, Message, MessageDeleted, MessageUpdated, Position
+from tests.sdk.scripted import Api, Edge, Fabric, Reader
 from tests.support.eventually import eventually
 
 
@@ -41,18 +35,57 @@ async def test_what_was_missed_comes_once_in_order_after_a_reconnect(
         assert reader.bodies == expected
         resumed = fabric.sent("thread.subscribe")[1]
         assert resumed["after"] == "c3"
-        # And REST was asked for what had to be there
+        await eventually(lambda: len(reader.of("thread.caught_up")) >= 2)
+        # And REST was asked, page by page, for what had to be there
         if not replays:
-            assert "Messaging-Cursor: c1503" in fabric.reads[0]
-            assert "after=3" in fabric.reads[0]
+            first, *more = [head for head in fabric.reads if "/changes" in head]
+            assert "GET /api/threads/t/changes?after=c3&limit=200 " in first
+            assert "Messaging-Cursor: c1503" in first
+            assert any("cursor=c603" in head for head in more)
 
 
-async def test_a_gap_after_a_bare_cursor_is_filled_back_to_that_cursor(
+@pytest.mark.parametrize("replays", [True, False], ids=["replayed by the edge", "filled over REST"])
+async def test_edits_and_deletions_made_meanwhile_are_part_of_what_was_missed(
+    one_edge: tuple[Fabric, Edge, Api], replays: bool
+) -> None:
+    fabric, edge, api = one_edge
+    fabric.replays = replays
+    shown: dict[str, str | None] = {}
+
+    def merge(event: Event) -> None:
+        match event.change:
+            case Message(message_id=message_id, body=body, deleted_at=deleted_at):
+                assert message_id not in shown, "a message is new once"
+                shown[message_id] = None if deleted_at else body
+            case MessageUpdated(message_id=message_id, body=body):
+                shown[message_id] = body
+            case MessageDeleted(message_id=message_id):
+                shown[message_id] = None
+            case _:
+                pass
+
+    async with Client([edge.address], "token", api=api.address, on_event=merge) as client:
+        # Given a thread with two messages seen
+        await client.subscribe("t")
+        kept, gone = [(await edge.post("t", body))["message_id"] for body in ("kept", "gone")]
+        await eventually(lambda: len(shown) == 2)
+        # When they and newer ones are changed while the client is away
+        fabric.edit("t", kept, "kept, better")
+        fabric.delete("t", gone)
+        edited, deleted = [fabric.store("t", body)["message_id"] for body in ("new", "newer")]
+        fabric.edit("t", edited, "new, better")
+        fabric.delete("t", deleted)
+        await edge.close_all(1012)
+        # Then merging by message id gives the thread as it is now
+        expected = {kept: "kept, better", gone: None, edited: "new, better", deleted: None}
+        await eventually(lambda: shown == expected)
+
+
+async def test_a_gap_after_a_bare_cursor_is_filled_exactly(
     one_edge: tuple[Fabric, Edge, Api],
 ) -> None:
     fabric, edge, api = one_edge
     fabric.replays = False
-    fabric.greeting = {**HELLO, "server_time": "2026-11-24T12:00:30.000Z"}
     for number in range(300):
         fabric.store("t", f"old {number}")
     reader = Reader()
@@ -68,34 +101,74 @@ async def test_a_gap_after_a_bare_cursor_is_filled_back_to_that_cursor(
         assert reader.bodies == ["new 0", "new 1", "new 2"]
 
 
-async def test_a_gap_after_a_cursor_that_is_no_message_is_filled_back_to_about_that_time(
+async def test_a_reset_thread_goes_on_without_a_hole(one_edge: tuple[Fabric, Edge, Api]) -> None:
+    fabric, edge, api = one_edge
+    reader = Reader()
+    async with Client([edge.address], "token", api=api.address, on_event=reader) as client:
+        # Given a thread with one message seen, and one that the edge did not deliver
+        await client.subscribe("t")
+        await edge.post("t", "a")
+        fabric.store("t", "b")
+        # When the edge gives the subscription up
+        edge.forget("t")
+        await edge.say({"type": "thread.reset", "thread_id": "t", "reason": "gap"})
+        await eventually(lambda: len(fabric.sent("thread.subscribe")) == 2)
+        # Then the missing one was read over REST, and the thread is live again
+        await edge.post("t", "c")
+        await eventually(lambda: reader.bodies == ["a", "b", "c"])
+        assert [event.source for event in reader.events if event.message] == [
+            "live",
+            "history",
+            "live",
+        ]
+
+
+async def test_a_position_that_neither_log_nor_database_knows_is_told_as_a_gap(
+    one_edge: tuple[Fabric, Edge, Api],
+) -> None:
+    fabric, edge, api = one_edge
+    reader = Reader()
+    async with Client([edge.address], "token", api=api.address, on_event=reader) as client:
+        # Given a live thread whose platform is restored from a backup
+        await client.subscribe("t")
+        await edge.post("t", "lost later")
+        await eventually(lambda: reader.bodies == ["lost later"])
+        api.status, api.code = 422, "invalid"
+        edge.forget("t")
+        # When the subscription is reset and REST does not know the position either
+        await edge.say({"type": "thread.reset", "thread_id": "t", "reason": "generation"})
+        # Then the program is told to reload, and the thread goes on from now
+        await eventually(lambda: reader.of("client.gap"))
+        await eventually(lambda: len(fabric.sent("thread.subscribe")) == 2)
+        await edge.post("t", "after it")
+        await eventually(lambda: reader.bodies[-1] == "after it")
+
+
+async def test_a_connection_that_ends_while_a_gap_waits_for_its_reader_loses_nothing(
     one_edge: tuple[Fabric, Edge, Api],
 ) -> None:
     fabric, edge, api = one_edge
     fabric.replays = False
-    fabric.greeting = {**HELLO, "server_time": "2026-11-24T12:16:00.000Z"}
-    for number in range(300):  # The last one at 12:15:00.
-        fabric.store("t", f"old {number}")
-
-    # Given a subscription from now, while the thread's last event is no message
-    async def other_cursor(socket: ServerConnection, frame: dict[str, Any]) -> bool:
-        if frame["type"] != "thread.subscribe" or "after" in frame:
-            return False
-        ack = {"type": "ack", "ref": frame["ref"], "cursor": "c9999", "recovered": True}
-        await socket.send(json.dumps(ack))
-        return True
-
-    fabric.on_command = other_cursor
-    reader = Reader()
-    async with Client([edge.address], "token", api=api.address, on_event=reader) as client:
-        await client.subscribe("t")
-        fabric.store("t", "new")
-        # When the connection comes back without a replay
-        await edge.close_all(1012)
-        # Then the new one comes, and of the old ones at most those of the last minute
-        await eventually(lambda: "new" in reader.bodies)
-        assert reader.bodies[-1] == "new"
-        assert len(reader.bodies) < 25
+    for number in range(60):
+        fabric.store("t", f"{number}")
+    client = Client([edge.address], "token", api=api.address, events_max=10)
+    async with client:
+        # Given a gap that is half filled, its reader's queue full
+        await client.subscribe("t", after="0")
+        await eventually(lambda: fabric.reads)
+        bodies: list[str] = []
+        async with asyncio.timeout(10.0):
+            async for event in client.events():
+                if event.message:
+                    bodies.append(event.message.body)
+                    # When the connection ends again and again
+                    if len(bodies) in {15, 30}:
+                        await asyncio.sleep(0.05)
+                        await edge.close_all(1012)
+                if len(bodies) == 60:
+                    break
+        # Then every message came once and in order
+        assert bodies == [f"{number}" for number in range(60)]
 
 
 async def test_a_long_gap_waits_for_a_slow_reader_and_loses_nothing(

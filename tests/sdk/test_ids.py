@@ -2,11 +2,12 @@
 
 import random
 import re
+from datetime import UTC, datetime
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lilith_client.ids import MessageIds, time_text, unix_ms_of, uuid7
+from lilith_client.ids import MessageIds, unix_ms_of, uuid7
 
 UUID7 = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
 
@@ -48,5 +49,6 @@ def test_a_clock_that_is_corrected_backwards_makes_no_ids_of_the_future() -> Non
 
 
 @given(st.integers(0, 4_000_000_000_000))
-def test_a_time_is_written_as_it_is_read(unix_ms: int) -> None:
-    assert unix_ms_of(time_text(unix_ms)) == unix_ms
+def test_a_time_of_the_protocol_is_read_to_the_millisecond(unix_ms: int) -> None:
+    text = datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    assert unix_ms_of(text.replace("+00:00", "Z")) == unix_ms

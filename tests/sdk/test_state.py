@@ -8,8 +8,9 @@ import pytest
 
 from lilith_client.errors import ClientError, CommandError, DisconnectedError
 from lilith_client.lanes import Settled
-from lilith_client.objects import Event, Hello
+from lilith_client.objects import Event, Hello, Position
 from lilith_client.state import COMMANDS_MAX, PACE_COUNT, Drain, State, decode
+from lilith_client.subscriptions import Fill
 from tests.sdk.scripted import HELLO
 
 
@@ -133,15 +134,32 @@ def test_a_draining_node_is_left() -> None:
     assert effects == [Drain(1.5)]
 
 
-def test_a_reset_thread_is_subscribed_again() -> None:
+def test_a_reset_thread_is_told_and_read_over_rest() -> None:
     state = connected()
     ref = state.subscribe("t", None)
     state.due(0.0)
     state.receive({"type": "ack", "ref": ref, "cursor": "c3", "recovered": True}, 0.0, room=True)
     frame = {"type": "thread.reset", "thread_id": "t", "reason": "gap"}
-    assert state.receive(frame, 0.0, room=True) == [Event("thread.reset", frame)]
-    [again] = state.due(0.0)
-    assert again["after"] == "c3"
+    fill = Fill(ref, "t", Position("c3"), None)
+    assert state.receive(frame, 0.0, room=True) == [Event("thread.reset", frame), fill]
+    assert state.due(0.0) == [], "not before REST was read"
+
+
+def test_a_reset_is_acted_on_even_when_the_reader_has_no_room() -> None:
+    state = connected()
+    ref = state.subscribe("t", None)
+    state.due(0.0)
+    state.receive({"type": "ack", "ref": ref, "cursor": "c3", "recovered": True}, 0.0, room=True)
+    frame = {"type": "thread.reset", "thread_id": "t", "reason": "slow"}
+    assert state.receive(frame, 0.0, room=False) == [Fill(ref, "t", Position("c3"), None)]
+
+
+def test_the_server_asking_to_synchronise_is_an_event_and_never_dropped() -> None:
+    state = connected()
+    frame = {"type": "sync.required", "reason": "gap"}
+    assert state.receive(frame, 0.0, room=True) == [Event("sync.required", frame)]
+    assert state.receive(frame, 0.0, room=False) == []
+    assert [event.type for event in state.room()] == ["sync.required"]
 
 
 def test_ones_own_removal_is_the_last_event_of_a_thread() -> None:

@@ -4,9 +4,7 @@ from typing import Any
 
 from lilith_client.errors import CommandError
 from lilith_client.objects import Event, Position
-from lilith_client.subscriptions import HELD_MAX, Fill, Subscriptions
-
-SINCE = "2026-11-24T12:00:00.000Z"
+from lilith_client.subscriptions import Fill, Subscriptions
 
 
 def message(seq: int, prev_seq: int, message_id: str = "") -> dict[str, Any]:
@@ -33,8 +31,16 @@ def asked(after: Position | None = None) -> Subscriptions:
 
 def live(after: Position | None = None, cursor: str = "c10") -> Subscriptions:
     subscriptions = asked(after)
-    assert subscriptions.acknowledge("r", ack(cursor), since=SINCE) is None
+    assert subscriptions.acknowledge("r", ack(cursor)) == []
     return subscriptions
+
+
+def filling(after: Position) -> tuple[Subscriptions, Fill]:
+    """Return a thread that an edge could not replay, and its gap."""
+    subscriptions = asked(after)
+    [fill] = subscriptions.acknowledge("r", ack("c18", recovered=False))
+    assert isinstance(fill, Fill)
+    return subscriptions, fill
 
 
 def ask(subscriptions: Subscriptions, now: float = 0.0) -> dict[str, Any] | None:
@@ -55,7 +61,7 @@ def test_a_subscription_from_now_begins_at_the_cursor_of_its_ack() -> None:
     subscriptions.add("r", "t", None)
     assert ask(subscriptions) == {"type": "thread.subscribe", "ref": "r", "thread_id": "t"}
     assert ask(subscriptions) is None, "it is asked once"
-    subscriptions.acknowledge("r", ack("c10"), since=SINCE)
+    subscriptions.acknowledge("r", ack("c10"))
     assert subscriptions.position("t") == Position("c10")
 
 
@@ -90,7 +96,7 @@ def test_a_missing_link_hands_nothing_on_and_subscribes_again_from_the_position(
     assert frame["after"] == "c12"
     # And what the old subscription still delivers before the ack is not believed
     assert arrive(subscriptions, message(20, 19)) == []
-    subscriptions.acknowledge("r", ack("c20"), since=SINCE)
+    subscriptions.acknowledge("r", ack("c20"))
     assert arrive(subscriptions, message(15, 12), message(18, 15), message(19, 18)) == [15, 18, 19]
 
 
@@ -103,61 +109,100 @@ def test_after_a_reconnect_the_subscription_resumes_from_the_last_event() -> Non
     assert frame["after"] == "c12"
 
 
-def test_an_unrecovered_gap_is_filled_before_live_events_that_came_meanwhile() -> None:
+def test_an_unrecovered_gap_is_filled_and_the_thread_resumed_from_where_rest_ended() -> None:
     # Given a thread at 12 whose resume was not recovered
-    subscriptions = asked(Position("c12", 12))
-    fill = subscriptions.acknowledge("r", ack("c18", recovered=False), since=SINCE)
-    assert fill == Fill("t", Position("c12", 12), "c18", None)
-    # When a live event arrives while history is read
-    assert arrive(subscriptions, message(20, 18)) == []
-    history = [event for seq in (15, 18) for event in subscriptions.fill("t", message(seq, 0))]
-    subscriptions.filled(fill)
-    # Then history comes first, then what was held, and from then on it is live
-    assert subscriptions.position("t") == Position("c18", 18)
-    assert seqs(history) == [15, 18]
-    assert {event.source for event in history} == {"history"}
-    assert seqs(subscriptions.next_held("t") or []) == [20]
-    assert subscriptions.next_held("t") is None
-    assert arrive(subscriptions, message(21, 20)) == [21]
-
-
-def test_history_older_than_the_position_is_not_shown_again() -> None:
-    subscriptions = asked(Position("c12", 12))
-    subscriptions.acknowledge("r", ack("c15", recovered=False), since=SINCE)
-    assert subscriptions.fill("t", message(11, 0)) == []
-    assert seqs(subscriptions.fill("t", message(15, 0))) == [15]
-
-
-def test_a_filled_gap_ends_where_the_server_said_even_without_a_message_there() -> None:
-    # Given a gap whose last event, 18, is no message
-    subscriptions = asked(Position("c12", 12))
-    fill = subscriptions.acknowledge("r", ack("c18", recovered=False), since=SINCE)
-    assert fill is not None
-    subscriptions.fill("t", message(15, 0))
-    # When REST has answered with everything up to it
-    subscriptions.filled(fill)
-    # Then the next resume begins there
-    assert subscriptions.position("t") == Position("c18", 15)
-
-
-def test_a_held_event_that_history_already_showed_is_not_shown_again() -> None:
-    subscriptions = asked(Position("c12", 12))
-    subscriptions.acknowledge("r", ack("c15", recovered=False), since=SINCE)
-    arrive(subscriptions, message(18, 15))
-    for seq in (15, 18):
-        subscriptions.fill("t", message(seq, 0))
-    assert subscriptions.next_held("t") == []
-    assert subscriptions.next_held("t") is None
-
-
-def test_too_many_held_events_are_given_up_and_read_again() -> None:
-    subscriptions = asked(Position("c1", 1))
-    subscriptions.acknowledge("r", ack("c9", recovered=False), since=SINCE)
-    arrive(subscriptions, *(message(10 + n, 9 + n) for n in range(HELD_MAX + 1)))
-    assert subscriptions.next_held("t") is None
+    subscriptions, fill = filling(Position("c12", 12))
+    assert fill == Fill("r", "t", Position("c12", 12), "c18")
+    # When a live event arrives while REST is read
+    assert arrive(subscriptions, message(20, 18)) == [], "it comes again"
+    changes = [event for seq in (15, 18) for event in subscriptions.fill(fill, message(seq, 0))]
+    assert seqs(changes) == [15, 18]
+    assert {event.source for event in changes} == {"history"}
+    # Then the thread is subscribed again from there, and what came meanwhile comes in its place
+    subscriptions.filled(fill, "c18")
     frame = ask(subscriptions)
     assert frame is not None
-    assert frame["after"] == "c1"
+    assert frame["after"] == "c18"
+    assert subscriptions.acknowledge("r", ack("c20")) == []
+    assert arrive(subscriptions, message(20, 18), message(21, 20)) == [20, 21]
+
+
+def test_the_resume_after_a_gap_that_is_not_recovered_either_is_a_gap_again() -> None:
+    subscriptions, fill = filling(Position("c12", 12))
+    subscriptions.fill(fill, message(18, 0))
+    subscriptions.filled(fill, "c18")
+    ask(subscriptions)
+    again = subscriptions.acknowledge("r", ack("c5000", recovered=False))
+    assert again == [Fill("r", "t", Position("c18", 18), "c5000")]
+
+
+def test_changes_of_messages_in_a_gap_are_handed_on_in_their_place() -> None:
+    subscriptions, fill = filling(Position("c12", 12))
+    edited = {**message(15, 0, "m3"), "type": "message.updated", "body": "other"}
+    deleted = {**message(18, 0, "m4"), "type": "message.deleted"}
+    told = [*subscriptions.fill(fill, edited), *subscriptions.fill(fill, deleted)]
+    assert [event.type for event in told] == ["message.updated", "message.deleted"]
+    assert subscriptions.position("t") == Position("c18", 18)
+
+
+def test_changes_older_than_the_position_are_not_shown_again() -> None:
+    subscriptions, fill = filling(Position("c12", 12))
+    assert subscriptions.fill(fill, message(11, 0)) == []
+    assert seqs(subscriptions.fill(fill, message(15, 0))) == [15]
+
+
+def test_a_gap_of_a_subscription_that_was_replaced_is_nobodys() -> None:
+    # Given a gap that is being filled when the program subscribes the thread anew
+    subscriptions, fill = filling(Position("c12", 12))
+    subscriptions.add("s", "t", Position("c15", 15))
+    ask(subscriptions)
+    subscriptions.acknowledge("s", ack("c18", recovered=False))
+    # Then the old gap's changes and its end mean nothing
+    assert subscriptions.fill(fill, message(15, 0)) == []
+    subscriptions.filled(fill, "c18")
+    subscriptions.skip_gap(fill)
+    assert subscriptions.give_up(fill, "not_found") == []
+    assert subscriptions.position("t") == Position("c15", 15)
+
+
+def test_a_reset_thread_is_read_over_rest_and_subscribed_again() -> None:
+    # Given a live thread at 12
+    subscriptions = live()
+    arrive(subscriptions, message(12, 10))
+    # When the server ends its subscription
+    fill = subscriptions.reset("t")
+    # Then everything after 12 is read over REST, however far it goes, and nothing of the socket is believed
+    assert fill == Fill("r", "t", Position("c12", 12), None)
+    assert arrive(subscriptions, message(15, 12)) == []
+    subscriptions.filled(fill, "c30")
+    frame = ask(subscriptions)
+    assert frame is not None
+    assert frame["after"] == "c30"
+
+
+def test_a_reset_while_a_gap_is_filled_begins_no_second_one() -> None:
+    subscriptions, _ = filling(Position("c12", 12))
+    assert subscriptions.reset("t") is None
+    subscriptions.disconnected()
+    assert subscriptions.reset("t") is None, "it is asked for again anyway"
+
+
+def test_caught_up_belongs_to_the_present_subscription() -> None:
+    subscriptions = asked(Position("c12", 12))
+    frame = {"type": "thread.caught_up", "thread_id": "t", "cursor": "c18"}
+    assert subscriptions.caught_up(frame, room=True) == [], "that of the one before"
+    subscriptions.acknowledge("r", ack("c18"))
+    assert [event.type for event in subscriptions.caught_up(frame, room=True)] == [
+        "thread.caught_up"
+    ]
+
+
+def test_caught_up_that_does_not_fit_comes_again() -> None:
+    subscriptions = live()
+    frame = {"type": "thread.caught_up", "thread_id": "t", "cursor": "c10"}
+    assert subscriptions.caught_up(frame, room=False) == []
+    subscriptions.room()
+    assert ask(subscriptions) is not None
 
 
 def test_without_room_the_event_is_not_lost_but_read_again_later() -> None:
@@ -174,15 +219,22 @@ def test_without_room_the_event_is_not_lost_but_read_again_later() -> None:
     assert frame["after"] == "c12"
 
 
-def test_a_gap_that_nobody_can_fill_is_told() -> None:
-    subscriptions = asked(Position("c12", 12))
-    fill = subscriptions.acknowledge("r", ack("c18", recovered=False), since=SINCE)
-    assert fill is not None
-    [event] = subscriptions.skip_gap(fill)
-    assert event.type == "client.gap"
-    assert event.data == {"thread_id": "t", "after": "c12", "until": "c18"}
-    assert subscriptions.next_held("t") is None
+def test_a_gap_that_nobody_can_fill_is_told_and_the_thread_goes_on_from_now() -> None:
+    # Given a gap after 12 that cannot be filled
+    subscriptions, fill = filling(Position("c12", 12))
+    subscriptions.skip_gap(fill)
+    # Then the thread is subscribed from now
+    frame = ask(subscriptions)
+    assert frame is not None
+    assert "after" not in frame
+    # And only then the reader is told: what they reload meets what is live
+    told = subscriptions.acknowledge("r", ack("c18"))
+    data = {"thread_id": "t", "after": "c12", "until": "c18"}
+    assert told == [Event("client.gap", data, "client")]
     assert arrive(subscriptions, message(20, 18)) == [20]
+    subscriptions.disconnected()
+    ask(subscriptions)
+    assert subscriptions.acknowledge("r", ack("c20")) == [], "it is told once"
 
 
 def test_a_position_that_a_new_log_does_not_know_is_bridged_over_rest() -> None:
@@ -191,14 +243,9 @@ def test_a_position_that_a_new_log_does_not_know_is_bridged_over_rest() -> None:
     arrive(subscriptions, message(12, 10))
     subscriptions.disconnected()
     ask(subscriptions)
-    assert subscriptions.refuse("r", CommandError("invalid", "beyond the tail"), 0.0) == []
-    # Then it is subscribed from now
-    frame = ask(subscriptions)
-    assert frame is not None
-    assert "after" not in frame
-    # And what lies between is a gap to fill, whatever "recovered" says for a subscription from now
-    fill = subscriptions.acknowledge("r", ack("c99"), since=SINCE)
-    assert fill == Fill("t", Position("c12", 12), "c99", SINCE)
+    # Then what lies between is a gap to fill
+    told = subscriptions.refuse("r", CommandError("invalid", "beyond the tail"), 0.0)
+    assert told == [Fill("r", "t", Position("c12", 12), None)]
 
 
 def test_a_wrong_position_of_the_caller_is_the_callers_error() -> None:
@@ -212,6 +259,7 @@ def test_a_thread_that_is_not_ours_any_more_ends_and_says_so() -> None:
     subscriptions.disconnected()
     ask(subscriptions)
     [event] = subscriptions.refuse("r", CommandError("not_found", "nothing here"), 0.0)
+    assert isinstance(event, Event)
     assert (event.type, event.data["reason"]) == ("client.subscription_ended", "not_found")
     assert ask(subscriptions) is None
 

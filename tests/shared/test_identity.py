@@ -15,6 +15,7 @@ from shared.identity import (
     canonical_id,
     client_message_id,
     content_digest,
+    derived_id,
     message_id,
     new_id,
     now_ms,
@@ -186,3 +187,14 @@ def test_every_difference_is_another_content() -> None:
         ("hi", [], None, {"n": {}}),
     ]
     assert len({content_digest(*content) for content in contents}) == len(contents)
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
+def test_a_derived_id_is_a_uuid_of_version_8_and_the_same_every_time(parts: list[str]) -> None:
+    derived = uuid.UUID(derived_id(*parts))
+    assert (derived.version, derived.variant) == (8, uuid.RFC_4122)
+    assert derived_id(*parts) == derived.hex
+
+
+def test_derived_ids_tell_where_one_part_ends() -> None:
+    assert len({derived_id("a", "bc"), derived_id("ab", "c"), derived_id("abc")}) == 3

@@ -20,6 +20,7 @@ from shared.protocol import (
     CloseCode,
     ErrorCode,
     FrameError,
+    MarkRead,
     Ping,
     SendMessage,
     SubscribeThread,
@@ -113,6 +114,8 @@ def test_the_fields_of_a_command_arrive() -> None:
         ({"type": "ping", "ref": ""}, Ping(ref="")),
         ({"type": "auth", "token": "t", "ref": "1"}, Auth("t", "1")),
         ({"type": "thread.subscribe", "thread_id": "*"}, SubscribeThread("*")),
+        ({"type": "message.mark_read", "thread_id": "t", "seq": 7}, MarkRead("t", seq=7)),
+        ({"type": "message.mark_read", "thread_id": "t", "message_id": "m"}, MarkRead("t", "m")),
         ({"type": "thread.subscribe", "thread_id": THREAD, "after": "0"}, SubscribeThread(THREAD, "0")),
     ],
 )  # fmt: skip
@@ -122,7 +125,7 @@ def test_a_short_command_is_read(frame: dict[str, Any], command: AnyCommand) -> 
 
 @pytest.mark.parametrize("kind", list(COMMANDS))
 def test_every_command_is_found_by_its_type(kind: str) -> None:
-    fields = {**SEND, "type": kind, "token": "t"}
+    fields = {**SEND, "type": kind, "token": "t", "seq": 1}
     assert type(parse_command(encode(fields))) is COMMANDS[kind]
 
 

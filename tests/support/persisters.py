@@ -3,17 +3,19 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from persister import queries
 from persister.feeds import Feeds
 from persister.history import store_events
+from persister.receipts import store_receipts
 from shared.bus import Bus
 from shared.consumer import Consumer, Handle, Source
 from shared.database import close_pool, open_pool
 from shared.metrics import PersisterMetrics
 from shared.outbox import Outbox
-from shared.subjects import PERSISTER_DURABLE
+from shared.subjects import PERSISTER_DURABLE, RCPT_STREAM
 
 if TYPE_CHECKING:
     import asyncpg
@@ -56,13 +58,14 @@ async def start(
     dsn: str,
     bus: Bus,
     *,
-    handle: Handle = store_events,
+    handle: Handle | None = None,
     source: Source | None = None,
     relays: bool = True,
+    receipts: bool = False,
     change: Callable[[Consumer], None] = lambda _consumer: None,
 ) -> Persister:
-    """Start a persister; ``change`` may spoil its consumer before that."""
-    pool = await open_pool(dsn, name="test-persister", size=6)
+    """Start a persister; with ``receipts`` it folds read markers too. ``change`` may spoil its consumer before that."""
+    pool = await open_pool(dsn, name="test-persister", size=8)
     metrics = PersisterMetrics("test")
     outbox = Outbox(
         pool, queries.OUTBOX, Feeds(pool, bus).publish, name="persister", metrics=metrics.outbox
@@ -72,7 +75,7 @@ async def start(
         pool,
         source or Source(STREAM, PERSISTER_DURABLE),
         queries.CONSUMER,
-        handle,
+        handle or partial(store_events, count_ignored=metrics.count_ignored),
         metrics=metrics.consumer,
         on_committed=outbox.poke,
     )
@@ -81,6 +84,17 @@ async def start(
     tasks = [asyncio.create_task(consumer.run(stop))]
     if relays:
         tasks.append(asyncio.create_task(outbox.run(stop)))
+    if receipts:
+        marks = Consumer(
+            bus,
+            pool,
+            Source(RCPT_STREAM, PERSISTER_DURABLE, keeps_last=True),
+            queries.CONSUMER,
+            store_receipts,
+            metrics=metrics.consumer,
+            on_committed=outbox.poke,
+        )
+        tasks.append(asyncio.create_task(marks.run(stop)))
     return Persister(consumer, outbox, metrics, pool, bus, stop, tasks)
 
 

@@ -10,9 +10,9 @@ from typing import Any, Final, Literal, Self
 import msgspec
 
 from lilith_client.connection import Connection, Options
-from lilith_client.errors import ClosedError, CommandError
+from lilith_client.errors import ClosedError, CommandError, RestError
 from lilith_client.inbox import Inbox
-from lilith_client.objects import Event, Hello, Message, Position, Sent, Subscribed
+from lilith_client.objects import Event, Hello, Message, Position, Sent, Subscribed, Synced
 from lilith_client.rest import Rest, Token
 from lilith_client.state import State
 
@@ -56,6 +56,7 @@ class Client:
         proxy: str | None = None,
     ) -> None:
         self.rest = Rest(api, token) if api else None
+        self.sync_cursor: str | None = None
         self._state = State(random.SystemRandom())
         self._inbox = Inbox(events_max, on_event)
         options = Options(addresses, token, authenticate, proxy)
@@ -160,8 +161,7 @@ class Client:
     ) -> Subscribed:
         """Receive a thread's events from now on, or after a position; kept over reconnects, without gaps.
 
-        Give a ``Message`` or a ``Position`` with its ``seq`` where you can: a bare cursor (or none) makes a later gap
-        dearer to fill, and the messages of the last minute may come again.
+        With ``after``, ``thread.caught_up`` follows the last change that was missed.
 
         Raises:
             CommandError: Refused (``not_found``: not yours to see).
@@ -192,6 +192,20 @@ class Client:
         """Return the position after the last event of a subscribed thread: what ``subscribe`` takes as ``after``."""
         return self._state.subscriptions.position(thread_id)
 
+    async def sync(self) -> Synced:
+        """Return the threads that changed since the last call: after ``client.connected`` and ``sync.required``.
+
+        The first call returns all of them, unless ``sync_cursor`` was set to what an earlier run of the program kept.
+
+        Raises:
+            RestError: The api refuses, cannot be reached, or was not given; ``sync_cursor`` stays.
+        """
+        if self.rest is None:
+            raise RestError(0, "unreachable", "the client was made without the address of the api")
+        synced = await self.rest.sync(self.sync_cursor)
+        self.sync_cursor = synced.cursor
+        return synced
+
     async def typing(self, thread_id: str, *, active: bool = True) -> None:
         """Say that the user types, or stopped; repeat it every few seconds while it lasts.
 
@@ -201,6 +215,24 @@ class Client:
         """
         kind = "typing.start" if active else "typing.stop"
         await self._ask({"type": kind, "thread_id": thread_id})
+
+    async def mark_read(
+        self, thread_id: str, *, seq: int | None = None, message_id: str | None = None
+    ) -> int:
+        """Mark everything of others as read, up to a position or a message; return where the marker is now.
+
+        It never goes back. The server writes at most once a second, so this may take as long.
+
+        Raises:
+            CommandError: Refused (``feature_disabled``, ``not_found``).
+            DisconnectedError: There is no connection; a later mark includes this one.
+        """
+        self._raise_if_stopped()
+        given = {"seq": seq, "message_id": message_id}
+        target = {name: value for name, value in given.items() if value is not None}
+        ref = self._state.mark_read(thread_id, target, time.monotonic())
+        ack = await self._connection.ask(ref)
+        return int(ack["read_seq"])
 
     async def ping(self) -> float:
         """Return how many seconds the server took to answer.

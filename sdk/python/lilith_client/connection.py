@@ -263,6 +263,7 @@ class Connection:
     async def _fill(self, fill: Fill) -> None:
         async with self._fills:
             await refill(fill, self._rest, self._state.subscriptions, self._inbox)
+        self._wake.set()  # The thread is subscribed again.
 
     async def _leave(self, socket: ClientConnection, within_s: float) -> None:
         """Go before the node does, at a random moment, so that its clients do not all arrive elsewhere at once."""

@@ -1,7 +1,7 @@
 """Ids that a client makes: UUIDv7 on the server's clock, so that a wrong local clock does not matter. Pure."""
 
 import random
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 _RANDOM_BITS: Final = 62
@@ -14,19 +14,13 @@ def uuid7(unix_ms: int, counter: int, entropy: int) -> str:
     return f"{unix_ms & 0xFFFFFFFFFFFF:012x}7{counter & _COUNTER_MAX:03x}{tail:016x}"
 
 
-def unix_ms_of(time_text: str) -> int:
+def unix_ms_of(text: str) -> int:
     """Return the Unix time in milliseconds of an RFC 3339 time.
 
     Raises:
         ValueError: It is none.
     """
-    return round(datetime.fromisoformat(time_text).timestamp() * 1000)
-
-
-def time_text(unix_ms: int) -> str:
-    """Return the time as the protocol writes it: RFC 3339, UTC, milliseconds, ``Z``."""
-    text = datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
 class MessageIds:

@@ -1,4 +1,4 @@
-"""The few REST calls that a chat client needs, on the standard library alone: threads, history, oneself."""
+"""The few REST calls that a chat client needs, on the standard library alone: threads, history, changes, oneself."""
 
 import asyncio
 import http.client
@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from lilith_client.errors import RestError
+from lilith_client.objects import Synced, SyncedThread
 
 TIMEOUT_S: Final = 10.0
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -94,6 +95,43 @@ class Rest:
         page = await self.request("GET", "/api/messages", query=query, headers=headers)
         items: list[dict[str, Any]] = page["items"]
         return items
+
+    async def changes(
+        self,
+        thread_id: str,
+        *,
+        after: str,
+        cursor: str | None = None,
+        limit: int = PAGE,
+        up_to: str | None = None,
+    ) -> dict[str, Any]:
+        """Return one page of what changed in a thread since the cursor ``after``, as frames, oldest first.
+
+        Its ``next_cursor`` is the ``cursor`` of the next page. On the last one, ``cursor`` is where the thread ends.
+        """
+        query = {"after": after, "limit": f"{limit}", **({"cursor": cursor} if cursor else {})}
+        headers = {"Messaging-Cursor": up_to} if up_to else {}
+        path = f"/api/threads/{quote(thread_id, safe='')}/changes"
+        return await self.request("GET", path, query=query, headers=headers)
+
+    async def sync(self, after: str | None = None) -> Synced:
+        """Return the threads that changed since a sync cursor; all of them without one, or when it says nothing here.
+
+        Every page is read. A thread may be told twice by two calls, none is ever left out.
+        """
+        items: list[SyncedThread] = []
+        query = {"limit": f"{PAGE}", **({"after": after} if after else {})}
+        while True:
+            try:
+                page = await self.request("GET", "/api/sync", query=query)
+            except RestError as error:
+                if error.code != "gone" or after is None:
+                    raise
+                return await self.sync()  # The database was restored: the server forgot our cursor.
+            items += msgspec.convert(page["items"], list[SyncedThread])
+            if page["next_cursor"] is None:
+                return Synced(items, page["cursor"], complete=after is None)
+            query["cursor"] = page["next_cursor"]
 
     async def request(
         self,

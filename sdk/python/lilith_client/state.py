@@ -12,8 +12,9 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from lilith_client.errors import ClientError, CommandError, DisconnectedError
-from lilith_client.ids import MessageIds, time_text, unix_ms_of
+from lilith_client.ids import MessageIds, unix_ms_of
 from lilith_client.lanes import Lanes, Outgoing, Settled
+from lilith_client.marks import MARK_READ, Marks
 from lilith_client.objects import Event, Hello, Position
 from lilith_client.policy import Pace
 from lilith_client.subscriptions import Fill, Subscriptions
@@ -22,8 +23,6 @@ COMMANDS_MAX: Final = 256
 PACE_COUNT: Final = 25
 PACE_WINDOW_S: Final = 1.05
 """The server takes 30 commands a second that are no sends; a little less is never refused."""
-CLOCK_MARGIN_MS: Final = 60_000
-"""A message may be stamped this long before it gets its place in the thread: retries, and clocks of servers."""
 
 
 class Drain(NamedTuple):
@@ -49,7 +48,7 @@ class State:
         self._connected = False
         self._user_id = ""
         self._missed = False
-        self._clock = (0.0, 0)
+        self._marks = Marks()
 
     def send(self, frame: dict[str, Any], *, now: float, deadline: float) -> str:
         """Put a complete ``message.send`` (all but the ref) into its lane; return its ref."""
@@ -86,13 +85,24 @@ class State:
         self._commands.append({**frame, "ref": ref})
         return ref
 
+    def mark_read(self, thread_id: str, target: dict[str, Any], now: float) -> str:
+        """Queue a ``message.mark_read``; return its ref.
+
+        Raises:
+            DisconnectedError: There is no connection, or too many commands wait for it.
+        """
+        frame = {"type": MARK_READ, "thread_id": thread_id, **target}
+        ref = self.command(frame)
+        self._marks.note(frame, now)
+        return ref
+
     def open(self, hello: Hello, now: float, *, local_ms: int) -> None:
         """Note a new authenticated connection: what waits becomes due."""
-        server_ms = unix_ms_of(hello.server_time)
-        self.ids.set_clock(server_ms, local_ms)
-        self._clock = (now, server_ms)
+        self.ids.set_clock(unix_ms_of(hello.server_time), local_ms)
         self._user_id = hello.user_id
         self._connected = True
+        for frame in self._marks.recent(now):
+            self.command(frame)
         self._pace = Pace(PACE_COUNT, PACE_WINDOW_S)
 
     def close(self) -> list[Settled]:
@@ -134,16 +144,20 @@ class State:
         """
         match frame["type"]:
             case "ack" | "pong":
-                return self._acknowledged(frame, now)
+                return self._acknowledged(frame)
             case "error":
                 return self._refused(frame, now)
             case "thread.reset":
-                self.subscriptions.reset(frame["thread_id"])
+                fill = self.subscriptions.reset(frame["thread_id"])
+                events = [Event("thread.reset", frame)] if room else []
+                return [*events, fill] if fill else [*events]
+            case "thread.caught_up":
+                return [*self.subscriptions.caught_up(frame, room=room)]
             case "server.draining":
                 drain = Drain(frame["reconnect_after_ms"] / 1000)
                 return [drain, Event("server.draining", frame)] if room else [drain]
-            case "typing.active" if not room:
-                return []  # It is over before anybody would see it.
+            case "typing.active" | "message.read" if not room:
+                return []  # Over before anybody would see it, or overruled by the next one.
             case "thread.member" if _is_removal(frame, self._user_id):
                 ended = self.subscriptions.arrive(frame, room=True)
                 return [*ended, *self.subscriptions.end(frame["thread_id"], frame["change"])]
@@ -168,19 +182,12 @@ class State:
         """Settle everything that waits: there will be no further connection."""
         return [*self.close(), *self.lanes.clear()]
 
-    def _server_ms(self, now: float) -> int:
-        """Return what the server's clock shows at ``now``, reckoned from the last ``hello``."""
-        opened_at, server_ms = self._clock
-        return server_ms + round((now - opened_at) * 1000)
-
-    def _acknowledged(self, ack: dict[str, Any], now: float) -> list[Effect]:
+    def _acknowledged(self, ack: dict[str, Any]) -> list[Effect]:
         ref = ack.get("ref", "")
         if ref in self.lanes:
             return [self.lanes.acknowledge(ref, ack)]
         if ref in self.subscriptions:
-            since = time_text(self._server_ms(now) - CLOCK_MARGIN_MS)
-            fill = self.subscriptions.acknowledge(ref, ack, since=since)
-            return [Settled(ref, ack), fill] if fill else [Settled(ref, ack)]
+            return [Settled(ref, ack), *self.subscriptions.acknowledge(ref, ack)]
         return self._answered(ref, ack)
 
     def _refused(self, frame: dict[str, Any], now: float) -> list[Effect]:
@@ -189,8 +196,8 @@ class State:
             settled = self.lanes.refuse(ref, error, now)
             return [settled] if settled else []
         if ref in self.subscriptions:
-            events = self.subscriptions.refuse(ref, error, now)
-            return [Settled(ref, error), *events] if ref not in self.subscriptions else []
+            effects = self.subscriptions.refuse(ref, error, now)
+            return [Settled(ref, error), *effects] if ref not in self.subscriptions else [*effects]
         return self._answered(ref, error) if ref else [Event("error", frame)]
 
     def _answered(self, ref: str, outcome: dict[str, Any] | ClientError) -> list[Effect]:

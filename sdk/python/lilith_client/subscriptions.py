@@ -1,18 +1,19 @@
 """Where we are in every subscribed thread, and whether what arrives follows from it. Pure.
 
 Three promises of the server are used and one is checked: events of a thread come in ``seq`` order, each links to the
-one before by ``prev_seq``, and ``recovered: false`` says that something is missing. What is missing (for whatever
-reason, our own full queue included) is read over REST, while live events are held, so that the reader of a thread
-sees every message once and in order.
+one before by ``prev_seq``, and ``recovered: false`` says that more is missing than an edge replays. That, and what lies
+between a ``thread.reset`` and now, is read over REST, where the thread is as it is now; then the thread is subscribed
+again from where REST ended, which replays the rest. What the socket brings of the thread meanwhile comes again.
 """
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from lilith_client.errors import CommandError
 from lilith_client.objects import (
+    CAUGHT_UP,
     GAP,
     MESSAGE_NEW,
     SUBSCRIPTION_ENDED,
@@ -20,7 +21,6 @@ from lilith_client.objects import (
     Position,
 )
 
-HELD_MAX: Final = 1_000
 KNOWN_MESSAGES_MAX: Final = 512
 """Per thread. A second copy of a message comes minutes after the first, or not at all."""
 ANSWER_S: Final = 30.0
@@ -33,28 +33,28 @@ class Phase(Enum):
     WANTED = "to be asked for"
     ASKED = "the ack"
     LIVE = "events"
-    FILLING = "history over REST; live events are held"
+    FILLING = "what changed, over REST"
     LAGGING = "room in our own queue"
 
 
 class Fill(NamedTuple):
-    """A gap to read over REST: everything after ``after``, at least up to the cursor ``until``.
+    """A gap to read over REST: every change after ``after``; at least up to the cursor ``until``, when there is one.
 
-    ``since`` bounds the search when the seq of ``after`` is unknown: nothing older than this time is missing.
+    ``ref`` names the subscription, so that one that replaced it gets nothing of this.
     """
 
+    ref: str
     thread_id: str
     after: Position
-    until: str
-    since: str | None
+    until: str | None
 
 
 @dataclass(slots=True)
 class Subscription:
     """One thread. ``position`` is that of the last event handed on, None before the first ack.
 
-    ``linked``: the next event must link to the position. ``confirmed``: it was acknowledged once. ``distrusted``: the
-    server no longer understands our cursor (the log was replaced), so REST alone tells what we missed.
+    ``linked``: the next event must link to the position. ``confirmed``: it was acknowledged once. ``lost_after``: a
+    gap that nobody can fill began there, and the reader does not know it yet.
     """
 
     ref: str
@@ -63,17 +63,22 @@ class Subscription:
     phase: Phase = Phase.WANTED
     linked: bool = False
     confirmed: bool = False
-    distrusted: bool = False
-    since: str | None = None
+    lost_after: str | None = None
     ask_at: float = 0.0
     answer_by: float = 0.0
-    held: list[dict[str, Any]] = field(default_factory=list)
     known: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
     def ask_again(self, *, at: float = 0.0) -> None:
-        """Forget what was held and subscribe again, from the position."""
+        """Subscribe again, from the position."""
         self.phase, self.ask_at, self.linked = Phase.WANTED, at, False
-        self.held.clear()
+
+    def gap(self, until: str | None) -> Fill | None:
+        """Begin to fill what lies after the position; None: there is none yet, a subscription from now does."""
+        if self.position is None:
+            self.ask_again()
+            return None
+        self.phase = Phase.FILLING
+        return Fill(self.ref, self.thread_id, self.position, until)
 
 
 class Subscriptions:
@@ -124,35 +129,36 @@ class Subscriptions:
         """Return the command to write now; the ack is awaited from here on."""
         item.phase, item.answer_by, item.linked = Phase.ASKED, now + ANSWER_S, False
         frame = {"type": "thread.subscribe", "ref": item.ref, "thread_id": item.thread_id}
-        if item.position is None or item.distrusted:
+        if item.position is None:
             return frame
         return {**frame, "after": item.position.cursor}
 
-    def acknowledge(self, ref: str, ack: dict[str, Any], *, since: str) -> Fill | None:
-        """Go live; or return the gap to fill first. ``since``: a server time before this subscription."""
+    def acknowledge(self, ref: str, ack: dict[str, Any]) -> list[Event | Fill]:
+        """Go live, which begins with the replay; or return the gap to fill first."""
         item = self._by_ref[ref]
         item.linked, item.confirmed = False, True
-        recovered, item.distrusted = ack["recovered"] and not item.distrusted, False
+        told: list[Event | Fill] = []
         if item.position is None:
-            item.position, item.since = Position(ack["cursor"]), since
-        if recovered:
-            item.phase = Phase.LIVE
-            return None
-        item.phase = Phase.FILLING
-        return Fill(item.thread_id, item.position, ack["cursor"], item.since)
+            item.position = Position(ack["cursor"])
+        if item.lost_after is not None:
+            data = {"thread_id": item.thread_id, "after": item.lost_after, "until": ack["cursor"]}
+            told.append(Event(GAP, data, "client"))
+            item.lost_after = None
+        if not ack["recovered"] and (fill := item.gap(ack["cursor"])):
+            return [*told, fill]
+        item.phase = Phase.LIVE
+        return told
 
-    def refuse(self, ref: str, error: CommandError, now: float) -> list[Event]:
+    def refuse(self, ref: str, error: CommandError, now: float) -> list[Event | Fill]:
         """Try again later, or give the thread up: it is not ours to see (any more)."""
         item = self._by_ref[ref]
         if error.retryable:
             item.ask_again(at=now + (error.retry_after_s or RETRY_S))
             return []
-        if error.code == "invalid" and item.confirmed and not item.distrusted:
-            item.ask_again()
-            item.distrusted = True
-            return []
+        if error.code == "invalid" and item.confirmed and (fill := item.gap(None)):
+            return [fill]  # The log was replaced and does not know our position: REST does.
         events = self.end(item.thread_id, error.code)
-        return events if item.confirmed else []  # Else the caller of subscribe hears it.
+        return [*events] if item.confirmed else []  # Else the caller of subscribe hears it.
 
     def end(self, thread_id: str, reason: str) -> list[Event]:
         """Give a thread up and tell the reader."""
@@ -164,58 +170,58 @@ class Subscriptions:
     def arrive(self, frame: dict[str, Any], *, room: bool) -> list[Event]:
         """Take a frame with a position in a thread; return it for the reader, or nothing."""
         item = self._by_thread.get(frame["thread_id"])
-        if item is None or item.phase in {Phase.WANTED, Phase.ASKED, Phase.LAGGING}:
+        if item is None or item.phase is not Phase.LIVE:
             return []  # What the ack promises follows it; this is the rest of an older subscription.
-        if item.phase is Phase.FILLING:
-            if len(item.held) >= HELD_MAX:
-                item.ask_again()
-            else:
-                item.held.append(frame)
+        if not _is_beyond(item, frame["seq"]):
             return []
-        return self._apply(item, frame, room=room)
-
-    def fill(self, thread_id: str, message: dict[str, Any]) -> list[Event]:
-        """Take one message of the gap, oldest first; return it for the reader unless it is known."""
-        item = self._by_thread.get(thread_id)
-        if item is None or item.phase is not Phase.FILLING or not _is_beyond(item, message["seq"]):
+        if item.linked and _is_beyond(item, frame["prev_seq"]):
+            item.ask_again()  # An event between the two never came.
             return []
-        item.position = Position(message["cursor"], message["seq"])
-        if _is_known(item, message["message_id"]):
+        if not room:
+            item.phase = Phase.LAGGING  # The position stays, so the event comes again.
             return []
-        return [Event(MESSAGE_NEW, {"type": MESSAGE_NEW, **message}, "history")]
+        item.linked = True
+        return _hand_on(item, frame, "live")
 
-    def next_held(self, thread_id: str) -> list[Event] | None:
-        """Return what the next held live event means for the reader; None: all done, the thread is live.
-
-        Ends the filling in the same step in which nothing is held any more: no event can slip in between.
-        """
-        item = self._by_thread.get(thread_id)
-        if item is None or item.phase is not Phase.FILLING:
-            return None
-        if not item.held:
-            item.phase = Phase.LIVE
-            return None
-        return self._apply(item, item.held.pop(0), room=True)
-
-    def skip_gap(self, fill: Fill) -> list[Event]:
-        """Go on after a gap that cannot be filled, and tell the reader to reload the thread."""
-        item = self._by_thread.get(fill.thread_id)
-        if item is None:
+    def caught_up(self, frame: dict[str, Any], *, room: bool) -> list[Event]:
+        """Take the end of a replay; return it for the reader, or nothing."""
+        item = self._by_thread.get(frame["thread_id"])
+        if item is None or item.phase is not Phase.LIVE:
             return []
-        item.position = Position(fill.until)
-        data = {"thread_id": fill.thread_id, "after": fill.after.cursor, "until": fill.until}
-        return [Event(GAP, data, "client")]
+        if not room:
+            item.phase = Phase.LAGGING  # Its place in the order is all it says; it comes again.
+            return []
+        return [Event(CAUGHT_UP, frame)]
 
-    def filled(self, fill: Fill) -> None:
-        """Note that REST answered with everything up to ``fill.until``: changes that are no messages included."""
-        item = self._by_thread.get(fill.thread_id)
-        if item is not None and item.phase is Phase.FILLING and item.position is not None:
-            item.position = Position(fill.until, item.position.seq)
+    def fill(self, fill: Fill, frame: dict[str, Any]) -> list[Event]:
+        """Take one change of the gap, oldest first; return it for the reader unless it is known."""
+        item = self._filling(fill)
+        if item is None or not _is_beyond(item, frame["seq"]):
+            return []
+        return _hand_on(item, frame, "history")
 
-    def reset(self, thread_id: str) -> None:
-        """Subscribe again after the server ended the subscription."""
-        if item := self._by_thread.get(thread_id):
+    def filled(self, fill: Fill, cursor: str) -> None:
+        """Subscribe again from ``cursor``, up to which REST has told everything."""
+        if (item := self._filling(fill)) and item.position is not None:
+            item.position = Position(cursor, item.position.seq)
             item.ask_again()
+
+    def skip_gap(self, fill: Fill) -> None:
+        """Go on from now: the gap cannot be filled. The ack tells the reader, who then reloads without a hole."""
+        if item := self._filling(fill):
+            item.position, item.lost_after = None, fill.after.cursor
+            item.ask_again()
+
+    def give_up(self, fill: Fill, reason: str) -> list[Event]:
+        """End the subscription whose gap this is: REST says that the thread is not ours to see."""
+        return self.end(fill.thread_id, reason) if self._filling(fill) else []
+
+    def reset(self, thread_id: str) -> Fill | None:
+        """Return what to read over REST after the server ended the subscription."""
+        item = self._by_thread.get(thread_id)
+        if item is None or item.phase not in {Phase.LIVE, Phase.LAGGING}:
+            return None  # It is being asked for again as it is.
+        return item.gap(None)
 
     def room(self) -> None:
         """Subscribe the threads again that lagged behind because our own queue was full."""
@@ -228,19 +234,19 @@ class Subscriptions:
         for item in self._by_thread.values():
             item.ask_again()
 
-    def _apply(self, item: Subscription, frame: dict[str, Any], *, room: bool) -> list[Event]:
-        if not _is_beyond(item, frame["seq"]):
-            return []
-        if item.linked and _is_beyond(item, frame["prev_seq"]):
-            item.ask_again()  # An event between the two never came.
-            return []
-        if not room:
-            item.phase = Phase.LAGGING  # The position stays, so the event comes again.
-            return []
-        item.position, item.linked = Position(frame["cursor"], frame["seq"]), True
-        if frame["type"] == MESSAGE_NEW and _is_known(item, frame["message_id"]):
-            return []
-        return [Event(frame["type"], frame)]
+    def _filling(self, fill: Fill) -> Subscription | None:
+        item = self._by_ref.get(fill.ref)
+        return item if item is not None and item.phase is Phase.FILLING else None
+
+
+def _hand_on(
+    item: Subscription, frame: dict[str, Any], source: Literal["live", "history"]
+) -> list[Event]:
+    """Move the position to a frame; return it for the reader, unless it is a second copy of a message."""
+    item.position = Position(frame["cursor"], frame["seq"])
+    if frame["type"] == MESSAGE_NEW and _is_known(item, frame["message_id"]):
+        return []
+    return [Event(frame["type"], frame, source)]
 
 
 def _is_beyond(item: Subscription, seq: int) -> bool:
