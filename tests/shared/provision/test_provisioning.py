@@ -117,6 +117,21 @@ def test_a_consumer_cannot_have_our_names_or_impossible_ones(names: str) -> None
         list(consumers(configured(messaging_platform_consumers=names)))
 
 
+async def test_a_run_waits_for_the_one_before_it(bus: Bus, pool: "Pool") -> None:
+    # Given a provisioning in the middle of its work
+    async with pool.acquire() as connection:
+        other = connection.transaction()
+        await other.start()
+        await connection.execute(queries.LOCK, "provision")
+        # When another one starts
+        waiting = asyncio.create_task(provision(bus, pool, configured()))
+        await asyncio.sleep(0.3)
+        # Then it makes nothing until the first one is done
+        assert (await bus.api("STREAM.NAMES"))["streams"] in (None, [])
+        await other.rollback()
+    assert (await waiting).changed
+
+
 async def test_two_runs_at_once_make_everything_once(
     nats_server: NatsServer, bus: Bus, pool: "Pool"
 ) -> None:
