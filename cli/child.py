@@ -3,7 +3,7 @@
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,6 @@ READY_S: Final = 60.0
 _ATTEMPTS_MAX: Final = 3
 _POLL_S: Final = 0.025
 _LINES_SHOWN: Final = 15
-_RESTORE_PAUSE_S: Final = 0.5
 
 
 class StartFailedError(LilithError):
@@ -33,8 +32,7 @@ class ChildSpec:
 
     ``prepare`` runs in a thread before every start, ``is_ready`` (with the pid) in one while waiting;
     each returns within a second or so. After ``stop_s`` seconds a stop becomes a kill. Without
-    ``log_shown`` its lines go to the log file only. ``restore`` gives a process that came back what
-    it keeps in memory alone: until it succeeds, the process does not count as ready.
+    ``log_shown`` its lines go to the log file only.
     """
 
     name: str
@@ -42,7 +40,6 @@ class ChildSpec:
     is_ready: Callable[[int], bool]
     stop_s: float
     prepare: Callable[[], None] = lambda: None
-    restore: Callable[[], Awaitable[object]] | None = None
     log_shown: bool = True
 
 
@@ -146,21 +143,9 @@ class Child:
     async def _probe(self, name: ProcessName) -> None:
         while not await asyncio.to_thread(self.spec.is_ready, name.pid):  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
-        if self._was_ready and self.spec.restore is not None:
-            await self._restore(self.spec.restore)
         self._was_ready = True
         self._changed(self._recorded(name, ready=True))
         self._settled.set()
-
-    async def _restore(self, restore: Callable[[], Awaitable[object]]) -> None:
-        while True:
-            try:
-                await restore()
-            except LilithError as error:
-                self._say(f"not restored yet: {error}")
-                await asyncio.sleep(_RESTORE_PAUSE_S)
-            else:
-                return
 
     def _recorded(self, process: ProcessName | None, *, ready: bool = False) -> Recorded:
         return Recorded(process, ready=ready, stop_signal=self.spec.launch.stop_signal)

@@ -6,7 +6,7 @@ With ``DATABASE_URL`` or ``NATS_URL`` given, that server is not part of it.
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -173,9 +173,7 @@ class Stack:
         if self.external.database_url is None:
             children.append(_server("postgres", self._postgres, self._postgres.is_ready))
         if self.external.nats_url is None:
-            nats = _server("nats", self._nats, lambda _pid: self._nats.is_ready())
-            # Streams and buckets in memory are gone with the server, their definitions too.
-            children.append(replace(nats, restore=self._provision))
+            children.append(_server("nats", self._nats, lambda _pid: self._nats.is_ready()))
         return children
 
     async def _provision(self) -> None:

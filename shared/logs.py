@@ -15,7 +15,12 @@ MASK: Final = "…"
 _SECRET_KEYS: Final = frozenset(
     {"authorization", "body", "cookie", "dsn", "jwt", "nats_url", "password", "secret", "token"}
 )
-_NOISY: Final = {"uvicorn.access": logging.WARNING, "asyncio": logging.WARNING}
+# uvicorn tells four lines about every start and stop; what matters of them shows in /readyz.
+_NOISY: Final = {
+    "uvicorn.access": logging.WARNING,
+    "uvicorn.error": logging.WARNING,
+    "asyncio": logging.WARNING,
+}
 
 
 def configure_logs(

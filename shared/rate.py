@@ -157,6 +157,8 @@ class Rate:
                 _fail(lease.waiters.popleft()[0], error)
         finally:
             lease.fetching = False
+            while lease.waiters:  # A bug of ours ended this; nobody waits for it for ever.
+                lease.waiters.popleft()[0].cancel()
 
     async def _fetch_block(self, user_id: UserId, lease: _Lease, now_ms: int) -> None:
         lease.blocked_until_ms = 0

@@ -10,8 +10,15 @@ function element(name, text, ...children) {
   return made;
 }
 
-function foldable(title, kind, ...children) {
-  const summary = element("summary", "", element("b", kind), element("code", title));
+// Prose with `code` in it.
+function prose(text) {
+  const parts = (text ?? "").split("`");
+  return element("p", "", ...parts.map((part, place) => (place % 2 ? element("code", part) : part)));
+}
+
+function foldable(title, kind, about, ...children) {
+  const summary = element("summary", "", ...(kind ? [element("b", kind)] : []), element("code", title));
+  if (about) summary.append(element("span", about));
   return element("details", "", summary, ...children);
 }
 
@@ -43,7 +50,7 @@ function schemas(all) {
       required.has(field) ? "required" : "",
     ]);
     const fields = rows.length ? [table(["field", "type", ""], rows)] : [];
-    return foldable(name, "object", element("p", schema.description), ...fields, json(schema));
+    return foldable(name, "", "", prose(schema.description), ...fields, json(schema));
   });
 }
 
@@ -64,8 +71,8 @@ function operation(method, path, described) {
   return foldable(
     path,
     method.toUpperCase(),
-    element("p", described.summary),
-    element("p", described.description),
+    described.summary,
+    prose(described.description),
     ...(parameters.length ? [table(["parameter", "in", "type", "", ""], parameters)] : []),
     ...body.map(([media, content]) => element("p", `Body: ${nameOf(content.schema)} (${media})`)),
     table(["status", "body", ""], answers),
@@ -86,7 +93,7 @@ function showAsyncApi(described) {
       .flatMap((one) => one.messages)
       .map((one) => described.components.messages[one.$ref.split("/messages/")[1]])
       .map((message) =>
-        foldable(message.name, "", element("p", message.summary), element("p", nameOf(message.payload))),
+        foldable(message.name, "", "", prose(message.summary), prose(`Fields: \`${nameOf(message.payload)}\` below.`)),
       );
   return [
     element("h2", "Client to server"),
@@ -102,7 +109,7 @@ function showAsyncApi(described) {
 
 async function show() {
   const described = await (await fetch(root.dataset.source)).json();
-  const about = (described.info.description ?? "").split("\n\n").map((text) => element("p", text));
+  const about = (described.info.description ?? "").split("\n\n").map(prose);
   const parts = described.asyncapi ? showAsyncApi(described) : showOpenApi(described);
   root.replaceChildren(...about, ...parts, element("h2", "Objects"), ...schemas(described.components.schemas));
 }

@@ -28,8 +28,8 @@ from shared.protocol.frames import Detail
 
 T = TypeVar("T")
 
-# An escape (NUL, surrogates) or a number outside a string. Texts may match too: that only costs the slow path.
-_UNUSUAL: Final = re.compile(rb"\\u|[:\[,]\s*-?[0-9]")
+_DIGITS: Final = bytes.maketrans(b"123456789-", b"0" * 10)
+_BLANKS: Final = b" \t\r\n"
 _DECODER: Final[msgspec.json.Decoder[AnyCommand]] = msgspec.json.Decoder(AnyCommand)
 # A string (an unfinished one runs to the end: time stays linear) or a bracket.
 _BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
@@ -56,7 +56,7 @@ def parse_command(data: bytes) -> AnyCommand:
         FrameError: ``bad_frame``, ``unknown_type`` or ``invalid`` with the paths of its problems.
     """
     # Each level of nesting opens with a bracket: without nine of them nothing can be too deep.
-    if _UNUSUAL.search(data) or data.count(b"{") + data.count(b"[") > NESTING_MAX:
+    if _is_unusual(data) or data.count(b"{") + data.count(b"[") > NESTING_MAX:
         return _strict(data)
     try:
         command = _DECODER.decode(data)
@@ -69,6 +69,15 @@ def parse_command(data: bytes) -> AnyCommand:
     elif type(command) is MarkRead:
         _check_mark(command)
     return command
+
+
+def _is_unusual(data: bytes) -> bool:
+    """Return whether there may be an escape (NUL, surrogates) or a number outside a string.
+
+    Texts may look like one too: that only costs the slow path. A regular expression took ten times as long.
+    """
+    bare = data.translate(_DIGITS, _BLANKS)
+    return b"\\u" in data or b":0" in bare or b",0" in bare or b"[0" in bare
 
 
 def check_content(

@@ -86,9 +86,7 @@ class StreamWatch:
         waited_s = 0.0
         if info["state"]["messages"] and oldest <= last_seq:
             stored = await self._bus.get_seq(name, oldest)
-            if (
-                stored is not None
-            ):  # Otherwise it expired just now: the next reading looks at the one after it.
+            if stored is not None:  # Otherwise it expired just now; the next reading tells.
                 waited_s = time.time() - datetime.fromisoformat(stored.time).timestamp()
         metadata = info["config"].get("metadata") or {}
         return StreamState(

@@ -1,7 +1,6 @@
 """One who does not read, among two hundred who do: it is closed, and they do not notice."""
 
 import asyncio
-import statistics
 import time
 from typing import Final
 
@@ -16,7 +15,7 @@ USERS: Final = 25
 SESSIONS_EACH: Final = 8
 PAIRS: Final = 3
 PAIRS_MAX: Final = 6
-"""A busy machine may need as many again for its medians."""
+"""A busy machine may need as many again to show a round without noise."""
 ROUND_S: Final = 5.0
 WARM_UP_S: Final = 1.0
 SETTLE_S: Final = 0.3
@@ -102,4 +101,6 @@ async def test_two_hundred_fast_readers_do_not_notice_a_slow_one(platform: Platf
 
 
 def _ratio(alone: list[float], together: list[float]) -> float:
-    return statistics.median(together) / statistics.median(alone)
+    # The best rounds: what else the machine does only ever adds, and a slow session that held the others up would
+    # hold them up in every round.
+    return min(together) / min(alone)

@@ -1,28 +1,20 @@
 """The supervisor over real, tiny processes: order, restart, stop, and what a kill leaves."""
 
-import asyncio
-import io
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cli.child import FIRST_DELAY_S, Child
-from cli.console import Console
+from cli.child import FIRST_DELAY_S
 from cli.data_directory import DataDirectory
 from cli.processes import ProcessName, is_running, process_name
-from shared.errors import LilithError
-from tests.cli.standin_platform import SERVES
-from tests.cli.standin_platform import child as standin
-from tests.support.eventually import eventually, wait_until
+from tests.support.eventually import wait_until
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("standin_platform.py")
@@ -283,32 +275,3 @@ def test_log_lines_are_shown_with_the_name_and_without_colours_when_nobody_looks
     # Then its children's lines carry their names, plainly
     assert "first      | serving" in said
     assert "\x1b[" not in said
-
-
-async def test_a_child_that_came_back_counts_as_ready_only_when_it_was_restored(
-    tmp_path: Path,
-) -> None:
-    # Given a child that loses something with its process, and a restoring that fails once
-    attempts: list[str] = []
-
-    async def restore() -> None:
-        attempts.append("restored" if attempts else "failed")
-        if len(attempts) == 1:
-            raise LilithError("not yet")
-
-    spec = replace(standin(tmp_path, "first", SERVES), restore=restore)
-    said = io.StringIO()
-    child = Child(spec, tmp_path / "log", Console(said, {}), lambda: None)
-    running_child = asyncio.create_task(child.run())
-    await child.wait_ready()
-    first = child.record.process
-    assert first is not None
-    assert attempts == []
-    # When it is killed
-    os.kill(first.pid, signal.SIGKILL)
-    # Then the restoring is tried until it works, and the child is ready after that
-    await eventually(lambda: child.record.ready and child.record.process != first)
-    assert attempts == ["failed", "restored"]
-    assert "not restored yet: not yet" in said.getvalue()
-    await child.stop()
-    await running_child

@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import select
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from cli.embedded.nats import NATS_USERS
 from cli.ports import PortReservations
 from cli.processes import process_name
 from tests.support.eventually import wait_until
+from tests.support.reading import first_line
 from tests.support.servers import NatsServer
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +69,7 @@ class Up:
     def ready(self) -> dict[str, Any]:
         """Wait for the line, and return it."""
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], START_S)
-        line = self.process.stdout.readline() if readable else ""
+        line = first_line(self.process.stdout, within_s=START_S)
         assert line, f"not ready: {self.end()}"
         said: dict[str, Any] = json.loads(line)
         return said

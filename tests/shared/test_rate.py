@@ -205,3 +205,16 @@ async def test_leases_of_past_windows_are_forgotten(bus: Bus) -> None:
     await rate.acquire(AVA, START_MS + 2 * WINDOW_MS)
     # Then the others take no memory any more
     assert list(rate._leases) == [AVA]
+
+
+async def test_a_bug_in_the_middle_of_a_fetch_leaves_nobody_waiting(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a counter that cannot be read
+    rate = limited(bus)
+    monkeypatch.setattr(rate, "_used_in", None)
+    # When a unit is asked for
+    # Then the question ends, and so does the next one
+    for _ in range(2):
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(rate.acquire(AVA, START_MS), 2)

@@ -43,7 +43,7 @@ from cli.embedded.nats import NATS_USERS, EmbeddedNats
 from cli.embedded.postgres import DATABASE_NAME, EmbeddedPostgres
 from cli.embedded.privileges import server_account
 from cli.ports import PortReservations
-from cli.processes import Launch, popen_options
+from cli.processes import Launch, popen_options, process_name
 
 START_S: Final = 20.0
 STOP_S: Final = 10.0
@@ -51,6 +51,7 @@ T = TypeVar("T")
 
 _PORTS_START: Final = 20_000
 _POLL_S: Final = 0.01
+_MEMORY_BYTES_MIN: Final = 2 * 1024**3
 
 
 class ServerProcess:
@@ -267,6 +268,16 @@ async def delete_streams(url: str) -> None:
         await bus.close()
 
 
+def _data_parent() -> Path:
+    """Return memory where there is enough of it: tests flush thousands of times, and none cuts the power.
+
+    A container has 64 MiB by default, which is less than one database cluster.
+    """
+    memory = Path("/dev/shm")  # noqa: S108 - only as the parent of a directory with a random name
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free >= _MEMORY_BYTES_MIN
+    return memory if roomy else Path(tempfile.gettempdir())
+
+
 def _search_start() -> int:
     # Spread out, so that test processes that start together do not walk over each other's ports.
     return _PORTS_START + secrets.randbelow(8_000)
@@ -283,10 +294,11 @@ def port_reservations() -> Iterator[PortReservations]:
 @pytest.fixture(scope="session")
 def server_directory() -> Iterator[Path]:
     """A short path for server data, open to the account that servers run as under root."""
-    # In memory where the machine offers it: tests flush thousands of times, and none of them cuts the power.
-    memory = Path("/dev/shm")  # noqa: S108 - only as the parent of a directory with a random name
-    parent = memory if os.access(memory, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="lilith-", dir=parent) as name:
+    parent = _data_parent()
+    for left in parent.glob("lilith-test-*"):  # Of a killed run; in memory it would never go away.
+        if process_name(int(left.name.split("-")[2])) is None:
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"lilith-test-{os.getpid()}-", dir=parent) as name:
         directory = Path(name)
         directory.chmod(0o755)
         yield directory

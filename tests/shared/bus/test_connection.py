@@ -261,28 +261,28 @@ async def test_a_hanging_server_is_left_for_another_one(
 async def test_an_attempt_that_failed_half_way_leaves_no_socket_open(
     buses: Buses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a server that greets and then says nothing
+    # Given a server that serves one connection and greets later ones without ever going on
     monkeypatch.setattr("shared.bus.client.CONNECT_TIMEOUT_S", 0.1)
-    opened: list[asyncio.StreamReader] = []
-    writers: list[asyncio.StreamWriter] = []
+    opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        opened.append(reader)
-        writers.append(writer)
+        opened.append((reader, writer))
         writer.write(b'INFO {"headers": true, "max_payload": 1000}\r\n')
+        while len(opened) == 1 and (line := await reader.readline()):
+            if line == b"PING\r\n":
+                writer.write(b"PONG\r\n")
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as listener:
         port = listener.sockets[0].getsockname()[1]
-        connecting = asyncio.create_task(buses.connect(f"nats://127.0.0.1:{port}", timeout_s=5.0))
-        # When the bus tries several times
-        await eventually(lambda: len(opened) >= 3)
+        bus = await buses.connect(f"nats://127.0.0.1:{port}", timeout_s=5.0)
+        # When the connection breaks and the bus tries several times
+        opened[0][1].close()
+        await eventually(lambda: len(opened) >= 4)
         # Then the earlier attempts are over, for the server, too
-        for reader in opened[:2]:
+        for reader, _ in opened[1:3]:
             await asyncio.wait_for(reader.read(), 2.0)
-        connecting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await connecting
-        for writer in writers:
+        await bus.close()
+        for _, writer in opened:
             writer.close()
 
 
@@ -301,19 +301,20 @@ async def test_a_passing_error_of_the_server_ends_in_a_reconnect(buses: Buses, w
 
 
 async def test_a_flush_is_not_answered_by_the_pong_of_somebody_else(bus: Bus) -> None:
-    # Given messages on their way to our own subscription
+    # Given a subscription of our own
     heard = Heard()
     bus.subscribe("a.1", heard)
-    for _ in range(1_000):
-        bus.publish("a.1", b"x" * 1_000)
+    await bus.flush()
 
-    async def flush_and_count() -> int:
+    async def publish_flush_and_count() -> int:
+        for _ in range(1_000):
+            bus.publish("a.1", b"x" * 1_000)
         await bus.flush()
         return len(heard.messages)
 
-    # When nats-py sends its own PING in the same tick
-    count, _ = await asyncio.gather(flush_and_count(), bus._client._send_ping())
-    # Then the flush returns behind all of them
+    # When nats-py sends its own PING in the tick in which we publish and flush
+    count, _ = await asyncio.gather(publish_flush_and_count(), bus._client._send_ping())
+    # Then the flush returns behind all of the messages
     assert count == 1_000
 
 
