@@ -15,6 +15,7 @@ from cli.child import FIRST_DELAY_S
 from cli.data_directory import DataDirectory
 from cli.processes import ProcessName, is_running, process_name
 from tests.support.eventually import wait_until
+from tests.support.reading import first_line
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("standin_platform.py")
@@ -52,9 +53,7 @@ class Platform:
     def pids(self) -> dict[str, int]:
         """Wait until it is ready."""
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], START_S)
-        assert readable, "not ready in time"
-        line = self.process.stdout.readline()
+        line = first_line(self.process.stdout, within_s=START_S)
         assert line, self.end()
         pids: dict[str, int] = json.loads(line)
         self.seen += [name for pid in pids.values() if (name := process_name(pid)) is not None]

@@ -18,8 +18,8 @@ from shared.identity import ThreadId, UserId, new_id
 from shared.receipts import EXPECTED_LAST, Receipt, decode_receipt, encode_receipt, move_receipt
 from shared.settings import Settings
 from shared.subjects import RCPT_STREAM, rcpt_subject
+from tests.support.nats_streams import connected, make_streams
 from tests.support.servers import NatsServer
-from tests.support.streams import connected, make_streams
 
 AVA = UserId("ava")
 AT = "2026-01-01T00:00:00.000Z"
