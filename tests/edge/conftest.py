@@ -1,7 +1,8 @@
 """Edges in this process on a real nats-server, and clients that speak to them over real sockets."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import gc
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import hypothesis
 import pytest
@@ -19,6 +20,13 @@ hypothesis.settings.load_profile("house")
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run on the loop that an edge runs on: its transports decide when a slow reader is noticed."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _closed_loops() -> Iterator[None]:
+    """Collect the loops of a file's tests: uvloop gives their descriptors back only then."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture
