@@ -32,6 +32,7 @@ from shared.sending import Sender
 from shared.settings import Settings
 from shared.standing import StandingMirror
 from shared.subjects import inbox_prefix
+from shared.waiting import is_set_within
 
 if TYPE_CHECKING:
     from api.dependencies import Pool
@@ -140,7 +141,7 @@ async def _serve(life: Lifecycle, parts: Parts) -> None:
 
 
 async def _watch_database(pool: "Pool", watch: Watch, stop: asyncio.Event) -> None:
-    while not await _stopped(stop, _PROBE_EVERY_S):
+    while not await is_set_within(stop, _PROBE_EVERY_S):
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S), pool.acquire() as connection:
                 await connection.fetchval(user_queries.PROBE)
@@ -153,22 +154,12 @@ async def _watch_database(pool: "Pool", watch: Watch, stop: asyncio.Event) -> No
 
 
 async def _forget_old_keys(pool: "Pool", stop: asyncio.Event) -> None:
-    while not await _stopped(stop, _FORGET_EVERY_S):
+    while not await is_set_within(stop, _FORGET_EVERY_S):
         try:
             async with pool.acquire() as connection:
                 await connection.execute(idempotency_queries.FORGET_OLD, KEPT_S)
         except TRANSIENT_ERRORS as error:
             _log.warning("old idempotency keys stay for now: %r", error)
-
-
-async def _stopped(stop: asyncio.Event, wait_s: float) -> bool:
-    """Wait, but not longer than until ``stop`` is set; return whether it is."""
-    try:
-        async with asyncio.timeout(wait_s):
-            await stop.wait()
-    except TimeoutError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from shared.database import TRANSIENT_ERRORS
 from shared.identity import UserId
 from shared.standing import STREAM, StandingMirror, StandingTable, Verdict, decode_standing
 from shared.subjects import STANDING_BUCKET, bucket_subject
+from shared.waiting import is_set_within
 
 if TYPE_CHECKING:
     import asyncpg
@@ -75,11 +76,11 @@ class Standing:
                 break
             except BusError as error:
                 _log.warning("the standing of users cannot be read yet: %s", error)
-                await _stopped(stop, UPKEEP_AGAIN_S)
+                await is_set_within(stop, UPKEEP_AGAIN_S)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._mirror.run(stop), name="standing-mirror")
             pause_s = 0.0
-            while not await _stopped(stop, pause_s):
+            while not await is_set_within(stop, pause_s):
                 try:
                     await self.restore()
                     await self.purge()
@@ -145,12 +146,3 @@ async def record(
     await connection.execute(queries.QUEUE_STANDING, target)
     line = msgspec.json.encode(details).decode()
     await connection.execute(queries.AUDIT, actor_id, action, target, line)
-
-
-async def _stopped(stop: asyncio.Event, wait_s: float) -> bool:
-    try:
-        async with asyncio.timeout(wait_s):
-            await stop.wait()
-    except TimeoutError:
-        return False
-    return True

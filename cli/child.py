@@ -12,6 +12,7 @@ from cli.console import Console, last_lines
 from cli.data_directory import Recorded
 from cli.processes import Launch, ProcessName, popen_options, process_name, signal_process
 from shared.errors import LilithError
+from shared.waiting import is_set_within
 
 FIRST_DELAY_S: Final = 0.1
 DELAY_MAX_S: Final = 5.0
@@ -84,7 +85,7 @@ class Child:
                 if time.monotonic() - began > STABLE_S:
                     delay_s = FIRST_DELAY_S
                 self._say(f"{ended}; starting again in {delay_s:.1f} s")
-                await _wait(self._stopping, delay_s)
+                await is_set_within(self._stopping, delay_s)
                 delay_s = min(2 * delay_s, DELAY_MAX_S)
         finally:
             self._finished.set()
@@ -95,7 +96,7 @@ class Child:
         Raises:
             StartFailedError: It ended three times before, or was not ready within a minute.
         """
-        if not await _wait(self._settled, READY_S):
+        if not await is_set_within(self._settled, READY_S):
             self._give_up(f"was not ready within {READY_S:.0f} s")
         if self._failure:
             raise StartFailedError(self._failure)
@@ -104,7 +105,7 @@ class Child:
         """End the process: its own signal first, SIGKILL after ``stop_s`` seconds."""
         self._stopping.set()
         self.signal(self.spec.launch.stop_signal)
-        if not await _wait(self._finished, self.spec.stop_s):
+        if not await is_set_within(self._finished, self.spec.stop_s):
             self._say(f"did not end within {self.spec.stop_s:.1f} s and is killed")
             self.signal(signal.SIGKILL)
             await self._finished.wait()
@@ -161,11 +162,3 @@ class Child:
 
     def _say(self, text: str) -> None:
         self._console.note(text, name=self.spec.name)
-
-
-async def _wait(event: asyncio.Event, timeout_s: float) -> bool:
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return False
-    return True

@@ -18,6 +18,7 @@ from edge.node import Node
 from edge.session import Execute
 from shared.bus import Bus
 from shared.protocol import CloseCode, ErrorCode, ServerDraining
+from shared.waiting import is_set_within
 
 BACKLOG: Final = 4_096
 SEND_BUFFER_BYTES: Final = 64 * 1024
@@ -97,7 +98,7 @@ class Gateway:
                 number += 1
                 if self.is_fabric_lost:
                     self._close_all(CloseCode.TRY_AGAIN_LATER)
-                await _wait(stop, SWEEP_S / _PARTS)
+                await is_set_within(stop, SWEEP_S / _PARTS)
             await self._drain()
         finally:
             # Cancelled: nobody is told, but nothing stays open either.
@@ -176,11 +177,11 @@ class Gateway:
         spread_s = min(DRAIN_SPREAD_S, DRAIN_MIN_S + len(connections) * DRAIN_PER_SESSION_S)
         await self._close_in_turn(connections, spread_s)
         if self._part_of:
-            await _wait(self._is_empty, DRAIN_END_S)
+            await is_set_within(self._is_empty, DRAIN_END_S)
         for connection in tuple(self._part_of):
             connection.abort()
         if self._part_of:
-            await _wait(self._is_empty, DRAIN_END_S)
+            await is_set_within(self._is_empty, DRAIN_END_S)
 
     def _announce(self, connections: list[Connection]) -> None:
         most = max(RECONNECT_MS_MIN, len(connections) * RECONNECT_PER_SESSION_MS)
@@ -224,11 +225,3 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-async def _wait(event: asyncio.Event, most_s: float) -> None:
-    try:
-        async with asyncio.timeout(most_s):
-            await event.wait()
-    except TimeoutError:
-        pass

@@ -8,6 +8,7 @@ from shared.auth import Identity
 from shared.identity import UserId
 from shared.protocol import CloseCode
 from shared.standing import StandingEntry, StandingMirror, Verdict
+from shared.waiting import is_set_within
 
 FORGET_S: Final = 60.0
 CODES: Final = {
@@ -67,7 +68,7 @@ class Standing:
         """Keep the mirror true, and free of what has no effect any more, until ``stop`` is set."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._mirror.run(stop), name="standing-mirror")
-            while not await _stopped(stop, FORGET_S):
+            while not await is_set_within(stop, FORGET_S):
                 self._mirror.table.forget_expired(self._wall(), self._kept_s)
 
     @property
@@ -93,12 +94,3 @@ class Standing:
             code = None if guest.identity is None else self.why_closed(guest.identity)
             if code is not None:
                 guest.close(code)
-
-
-async def _stopped(stop: asyncio.Event, wait_s: float) -> bool:
-    try:
-        async with asyncio.timeout(wait_s):
-            await stop.wait()
-    except TimeoutError:
-        return False
-    return True

@@ -18,6 +18,7 @@ from shared.bus import Bus, BusError
 from shared.identity import ThreadId
 from shared.metrics import EdgeMetrics
 from shared.subjects import LEADER_ELECTED
+from shared.waiting import is_set_within
 
 GRACE_S: Final = 0.25
 AUDIT_S: Final = 60.0
@@ -63,14 +64,10 @@ class TailChecks:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Audit every attached thread once in ``AUDIT_S``, a part of them at a time, until ``stop`` is set."""
-        while not stop.is_set():
-            try:
-                # Jittered: edges that started together must not ask together.
-                async with asyncio.timeout(AUDIT_S / AUDIT_TICKS * random.uniform(0.5, 1.5)):  # noqa: S311
-                    await stop.wait()
-            except TimeoutError:
-                self._part = (self._part + 1) % AUDIT_TICKS
-                await self._check(self._of_part(self._part), "audit")
+        # Jittered: edges that started together must not ask together.
+        while not await is_set_within(stop, AUDIT_S / AUDIT_TICKS * random.uniform(0.5, 1.5)):  # noqa: S311
+            self._part = (self._part + 1) % AUDIT_TICKS
+            await self._check(self._of_part(self._part), "audit")
 
     def _of_part(self, part: int) -> list[ThreadId]:
         # By the id's last digits: a thread keeps its part, whoever comes and goes.

@@ -28,6 +28,7 @@ from shared.bus import Bus, BusError, ConsumerMissingError, Delivery, Puller
 from shared.database import DATA_ERRORS, TRANSIENT_ERRORS, Backoff, hold_lock
 from shared.errors import InvalidIdError, LilithError
 from shared.metrics import ConsumerMetrics
+from shared.waiting import is_set_within
 
 if TYPE_CHECKING:
     from asyncpg.pool import PoolConnectionProxy
@@ -190,7 +191,7 @@ class Consumer:
                     if lost is None:
                         self._in_hand_since_ns = 0
                         self.ready = True
-                        await _wait(stop, _STAND_BY_S)
+                        await is_set_within(stop, _STAND_BY_S)
                     else:
                         await self._consume(stop, lost, backoff)
             except (StreamBehindCursorError, ConsumerMissingError):
@@ -204,7 +205,7 @@ class Consumer:
                 self.ready = False
                 self._metrics.failures.labels(self._source.stream).inc()
                 _log.warning("%s: not stored, trying again: %r", self, error)
-                await _wait(stop, backoff.next_s())
+                await is_set_within(stop, backoff.next_s())
             finally:
                 self.is_owner = False
 
@@ -384,11 +385,3 @@ class _Due:
             return False
         self._at = now + self._period_s
         return True
-
-
-async def _wait(stop: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await stop.wait()
-    except TimeoutError:
-        return

@@ -31,6 +31,7 @@ from shared.bus.errors import MESSAGE_TOO_LARGE
 from shared.database import TRANSIENT_ERRORS, Backoff, hold_lock
 from shared.errors import LilithError
 from shared.metrics import OutboxMetrics
+from shared.waiting import is_set_within
 
 if TYPE_CHECKING:
     import asyncpg
@@ -144,7 +145,7 @@ class Outbox:
                     self._metrics.failures.inc()
                     _log.warning("%s: not published, trying again: %r", self._name, error)
                     # Not cut short by a poke: every commit would else be another attempt.
-                    await _wait_for(stop, backoff.next_s())
+                    await is_set_within(stop, backoff.next_s())
                 finally:
                     self.is_runner = False
         finally:
@@ -180,7 +181,7 @@ class Outbox:
             self._metrics.relayed.labels(kind).inc(number)
 
     async def _wait(self, timeout_s: float) -> None:
-        await _wait_for(self._poked, timeout_s)
+        await is_set_within(self._poked, timeout_s)
         self._poked.clear()
 
 
@@ -228,14 +229,6 @@ async def _store_one(bus: Bus, event: OutgoingMessage, timeout_s: float) -> None
             raise
         # Never to be stored: it must not hold up what stands behind it for ever.
         _log.error("event %s is dropped, it is too large: %s", event.message_id, error)
-
-
-async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
-    except TimeoutError:
-        return
 
 
 async def _after(event: asyncio.Event, act: Callable[[], None]) -> None:

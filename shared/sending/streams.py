@@ -16,6 +16,7 @@ from shared.bus import Bus, BusError
 from shared.metrics import SendingMetrics
 from shared.settings import Settings
 from shared.subjects import PERSISTER_DURABLE, stream_names
+from shared.waiting import is_set_within
 
 CHECK_S: Final = 10.0
 _CHECK_AGAIN_S: Final = 1.0
@@ -72,11 +73,7 @@ class StreamWatch:
             except BusError as error:
                 _log.warning("the message streams were not read: %s", error)
                 pause_s = _CHECK_AGAIN_S
-            try:
-                async with asyncio.timeout(pause_s):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+            await is_set_within(stop, pause_s)
 
     async def _read(self, name: str) -> StreamState:
         info = await self._bus.api(f"STREAM.INFO.{name}")
