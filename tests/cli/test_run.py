@@ -132,9 +132,9 @@ def test_a_failed_installation_is_said_and_tried_again(checkout: Checkout) -> No
         (["migration:revert"], "lilith migrate down"),
         (
             ["test", "--fast", "tests/shared"],
-            "pytest -m not slow and not e2e -n 2 --dist loadfile tests/shared",
+            "pytest -m not slow and not e2e -n 3 --dist loadfile tests/shared",
         ),
-        (["test:e2e"], "pytest -m e2e -n 2 --dist loadfile"),
+        (["test:e2e"], "pytest -m e2e -n 3 --dist loadfile"),
     ],
 )
 def test_the_words_of_the_platform_are_known(
