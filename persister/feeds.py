@@ -2,7 +2,8 @@
 
 The ``publish`` of the persister's outbox. Feeds carry the state of a thread, not a change, so many messages of one
 thread become one frame per member, and a frame sent twice does no harm. Only present members are asked for, after
-the message was stored: whoever was removed before it is not among them.
+the message was stored: whoever was removed before it is not among them. Who leaves while the frames are on their way
+is told once more that the thread is theirs no longer: the api's own farewell may have come before our frame.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,10 +128,7 @@ class Feeds:
     ) -> None:
         """Publish to these members, and no others, how their threads stand."""
         users = list({member.user_id for told in members.values() for member in told})
-        totals = {
-            row["user_id"]: row["unread_total"]
-            for row in await self._pool.fetch(queries.UNREAD_TOTALS, users, UNREAD_MAX)
-        }
+        totals = await self._totals(users)
         unsent = 0
         for state in states:
             told = members.get(state["thread_id"], ())
@@ -142,6 +140,39 @@ class Feeds:
                     unsent = 0
         # Published means that the server has them; a broken connection would have lost what was only written.
         await self._bus.flush()
+        await self._part_from_the_gone(states, members)
+
+    async def _part_from_the_gone(
+        self, states: "Sequence[asyncpg.Record]", members: Mapping[str, Sequence[Member]]
+    ) -> None:
+        """Take the threads off the lists of those who were told about them and have left meanwhile."""
+        cursors = {
+            state["thread_id"]: encode_cursor(ThreadId(state["thread_id"]), state["last_seq"])
+            for state in states
+        }
+        told = [(thread, one.user_id) for thread in cursors for one in members.get(thread, ())]
+        gone = await self._pool.fetch(
+            queries.GONE, [thread for thread, _ in told], [user for _, user in told]
+        )
+        if not gone:
+            return
+        totals = await self._totals([row["user_id"] for row in gone])
+        for row in gone:
+            frame = ThreadActivity(
+                thread_id=row["thread_id"],
+                cursor=cursors[row["thread_id"]],
+                unread=0,
+                unread_total=totals.get(row["user_id"], 0),
+                last_message=None,
+                me={"removed": True},
+            )
+            self._bus.publish(user_subject(UserId(row["user_id"])), _ENCODER.encode(frame))
+        await self._bus.flush()
+
+    async def _totals(self, users: Sequence[str]) -> dict[str, int]:
+        """Return the unread messages of each user over all threads; none is left out or 0."""
+        rows = await self._pool.fetch(queries.UNREAD_TOTALS, users, UNREAD_MAX)
+        return {row["user_id"]: row["unread_total"] for row in rows}
 
 
 def _decode(row: OutboxRow) -> Sent | Changed | Read:

@@ -269,6 +269,15 @@ UNREAD_TOTALS: Final[LiteralString] = """
     ) AS c
 """
 
+# Which of those that were told are members no more: they left between the reading and the telling.
+#   $1 uuid[] threads, $2 text[] users, pairwise
+GONE: Final[LiteralString] = """
+    SELECT replace(m.thread_id::text, '-', '') AS thread_id, m.user_id
+    FROM unnest($1::uuid[], $2::text[]) AS told (thread_id, user_id)
+    JOIN thread_members m ON m.thread_id = told.thread_id AND m.user_id = told.user_id
+    WHERE m.removed_at IS NOT NULL
+"""
+
 #   $1 uuid[] threads -> their numbers of members
 COUNT_MEMBERS: Final[LiteralString] = """
     SELECT replace(thread_id::text, '-', '') AS thread_id, count(*) AS members FROM thread_members

@@ -1,11 +1,12 @@
 """After a message is stored: its members' lists move, platform services hear of it, nobody else does."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
+from persister.announcements import Member
 from persister.feeds import Feeds
 from shared.bus import Bus, PublishTimeoutError, header_value
 from shared.cursors import encode_cursor
@@ -120,6 +121,42 @@ async def test_every_member_hears_of_a_message_the_sender_too_and_nobody_else(
     assert listener.last("ava", thread_id)["unread"] == 0
     # And nobody else heard anything
     assert {user for user, _ in listener.frames} == {"ava", "ben"}
+
+
+async def test_who_leaves_while_the_frames_are_on_their_way_ends_without_the_thread(
+    fabric: Fabric, listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a member who is removed after the members were read and before they are told
+    thread_id = await fabric.thread("ava", "ben")
+    count_members = Feeds._count_members
+
+    async def removed_meanwhile(
+        feeds: Feeds, threads: Sequence[str], members: Mapping[str, Sequence[Member]]
+    ) -> dict[str, int]:
+        await fabric.pool.execute(
+            "UPDATE thread_members SET removed_at = now() WHERE user_id = 'ben'"
+        )
+        return await count_members(feeds, threads, members)
+
+    monkeypatch.setattr(Feeds, "_count_members", removed_meanwhile)
+    # When a message is told
+    async with fabric.persister():
+        (seq,) = await fabric.send(thread_id, "ava", "hello")
+        await fabric.reached(seq)
+        await settled(fabric)
+        # Then the last that they hear of the thread is that it is theirs no longer
+        await eventually(lambda: listener.last("ben", thread_id).get("me") == {"removed": True})
+    assert listener.last("ben", thread_id) == {
+        "type": "thread.activity",
+        "thread_id": thread_id,
+        "cursor": encode_cursor(thread_id, seq),
+        "unread": 0,
+        "unread_total": 0,
+        "last_message": None,
+        "me": {"removed": True},
+    }
+    # And for those who stay nothing changed
+    assert listener.last("ava", thread_id)["me"] == {}
 
 
 async def test_unread_counts_only_visible_messages_of_others(
