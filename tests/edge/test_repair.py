@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from edge import fanout
+from edge import fanout, outbound
 from shared.bus import Bus, Callback, Subscription
 from shared.cursors import encode_cursor
 from shared.events import encode_event
@@ -260,9 +260,12 @@ async def test_an_entry_that_was_not_heard_of_is_forgotten_with_the_removal(
 
 
 async def test_a_flood_during_a_repair_is_whole_and_in_order(
-    house: House, edge: Edge, loss: Loss
+    house: House, edge: Edge, loss: Loss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given more events than a thread holds, the first of which are lost
+    # Given room for the whole flood: the client shares this loop, and being slow is not what is tested here
+    monkeypatch.setattr(outbound, "FRAMES_MAX", 100_000)
+    monkeypatch.setattr(outbound, "BYTES_MAX", 64 * 1024 * 1024)
+    # And more events than a thread holds, the first of which are lost
     thread_id = await house.thread("ava")
     ava = await subscribed(house, edge, thread_id)
     api = await house.bus("api")

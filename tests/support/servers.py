@@ -112,6 +112,10 @@ class ServerProcess:
     def pause(self) -> None:
         """Let the server hang: its connections stay open and nothing answers."""
         os.kill(self.pid, signal.SIGSTOP)
+        # The signal is only sent by now; on a busy machine a thread may still answer for some milliseconds.
+        deadline = time.monotonic() + STOP_S
+        while not _is_stopped(self.pid) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
 
     def resume(self) -> None:
         """Let a paused server go on."""
@@ -129,6 +133,14 @@ class ServerProcess:
                 return False
             time.sleep(_POLL_S)
         return True
+
+
+def _is_stopped(pid: int) -> bool:
+    states = [
+        (task / "stat").read_text().rpartition(")")[2].split()[0]
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    ]
+    return all(state in "Tt" for state in states)
 
 
 class NatsServer(ServerProcess):
